@@ -1,0 +1,1 @@
+"""attn: what is measured. Implementations of attention, and what they share."""

@@ -1,0 +1,32 @@
+"""PyTorch's scaled_dot_product_attention, whichever backend it picks: the yardstick of core rows.
+
+Source: torch.nn.functional.scaled_dot_product_attention.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from attn.contract import Mask
+
+KIND = "core"
+DEVICES = ("cpu", "cuda")
+DTYPES = ("float32", "bfloat16", "float16")
+MASKS = ("full", "causal")
+BACKWARD = True
+CROSS_LENGTH = True
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Mask) -> Tensor:
+    """Shapes as in `attn.contract`; returns out, as q."""
+    square = q.shape[1] == k.shape[1]
+    allowed = None if square else mask.allowed(q.shape[1], k.shape[1], q.device)
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=allowed,
+        is_causal=mask.kind == "causal" and square,  # PyTorch's own is aligned at the top left
+        scale=softmax_scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)

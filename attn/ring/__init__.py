@@ -1,0 +1,1 @@
+"""What ring (sequence-parallel) schedules share: communicator, layouts, merge."""

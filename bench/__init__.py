@@ -1,0 +1,1 @@
+"""bench: how it is measured, judged, recorded and shown."""

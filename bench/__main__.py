@@ -1,0 +1,82 @@
+"""The command line: `python -m bench COMMAND`. Every command begins by validating params.yaml."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from bench import commands, grid
+
+_EXAMPLES = """\
+examples:
+  python -m bench list                          what there is, what it can do, why it cannot run here
+  python -m bench check improved                judge a row; exit 1 when it is wrong
+  python -m bench check my/idea.py --json       judge a file from anywhere
+  python -m bench run improved --grid seed      measure without DVC
+  python -m bench table seed                    the seed table, from what is recorded
+  python -m bench publish my-laptop             keep what was measured here under a name
+  python -m bench gate                          exit 1 where a row is wrong, crashed or timed out
+"""
+
+_Command = Callable[[grid.Params, argparse.Namespace], int]
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Benchmarks of attention: judged, then measured, then recorded.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subs = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: _Command, help_: str, example: str) -> argparse.ArgumentParser:
+        sub = subs.add_parser(name, help=help_, description=help_, epilog=f"example: python -m bench {example}")
+        sub.set_defaults(run=run)
+        return sub
+
+    add("validate", commands.validate, "check params.yaml and all that it names", "validate")
+    listed = add("list", commands.list_, "implementations, and why one cannot run here", "list")
+    checked = add("check", commands.check, "judge one implementation on all cases", "check improved --json")
+    checked.add_argument("implementation", help="a row's name, or a path to a file that follows the contract")
+    checked.add_argument("--grid", help="also judge it on the shapes of this grid")
+    ran = add("run", commands.run, "check and measure one implementation without DVC", "run improved --grid seed")
+    ran.add_argument("implementation", help="a row's name")
+    ran.add_argument("--grid", required=True, help="a grid of params.yaml")
+    for sub in (listed, checked, ran):
+        sub.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
+    shown = add("table", commands.table, "print a table from what is recorded", "table seed")
+    shown.add_argument("grid", nargs="?", help="a grid of params.yaml; all of them when left out")
+    shown.add_argument("--details", action="store_true", help="all columns, for the seed grid too")
+    published = add("publish", commands.publish, "copy the records of `local` under a name", "publish my-laptop")
+    published.add_argument("name", help="letters, digits, _ and -")
+    published.add_argument("--replace", action="store_true", help="overwrite what has that name")
+    gated = add("gate", commands.gate, "exit 1 where a row is incorrect, crashed or timed out", "gate")
+    written = add("docs", commands.docs, "fill in the generated parts of README.md and docs/", "docs --check")
+    written.add_argument("--check", action="store_true", help="change nothing; exit 1 where a file is out of date")
+    for sub in (shown, gated):
+        sub.add_argument("--machine", help="a folder of results/; the one of params.yaml when left out")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 the answer is no, 2 bad input, 130 interrupted."""
+    asked = parser().parse_args(arguments)
+    try:
+        return int(asked.run(grid.load(), asked))
+    except grid.InvalidParams as error:
+        print(error, file=sys.stderr)
+    except commands.BadInput as error:
+        print(f"python -m bench {asked.command}: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

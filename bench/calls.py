@@ -1,0 +1,196 @@
+"""An implementation and its inputs, made into something that can be called, timed and judged.
+
+One class a kind. All hold their inputs in buffers of their own, so that a second draw of inputs can be
+put into the very same buffers: an implementation that keeps outputs by address is caught.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attn import registry
+from attn.contract import Mask, Unsupported, Workload
+from attn.registry import Implementation
+from attn.ring import layouts
+from attn.ring.communicator import Communicator
+from bench.oracle import Tensors
+
+
+class CoreCall:
+    """q, k, v -> out, and with `pass: forward_backward` also dq, dk, dv."""
+
+    leaves: tuple[str, ...] = ("q", "k", "v")
+
+    def __init__(self, implementation: Implementation, workload: Workload, given: Tensors, device: str = "cpu") -> None:
+        self.implementation, self.workload = implementation, workload
+        self.module: ModuleType = registry.load(implementation)
+        self.entry = registry.entry_point(implementation, self.module)
+        self.mask = Mask(workload.mask)
+        self.buffers: Tensors = {name: self._held(x).to(device, copy=True) for name, x in given.items()}
+        for name in self.leaves:
+            self.buffers[name].requires_grad_(workload.backward)
+        self.out: Tensor | None = None
+
+    def __call__(self) -> None:
+        """One pass; what it leaves is read with `results`."""
+        self.out = None
+        if not self.workload.backward:
+            with torch.no_grad():
+                self.out = self._forward()
+            return
+        for leaf in self.buffers.values():
+            leaf.grad = None
+        self.out = self._forward()
+        self.out.backward(self.buffers["dout"])
+
+    def results(self) -> Tensors:
+        """What the last call computed, on the CPU, whole (not sharded)."""
+        assert self.out is not None
+        found = {"out": self.out.detach()}
+        if self.workload.backward:
+            found |= {name: grad for name, grad in self._gradients().items() if grad is not None}
+        found = {name: self._whole(x) for name, x in found.items()}
+        lse = self._lse()
+        if lse is not None:
+            found["lse"] = lse
+        return {name: x.cpu() for name, x in found.items()}
+
+    def refill(self, given: Tensors) -> None:
+        """Put other values into the same buffers."""
+        with torch.no_grad():
+            for name, x in given.items():
+                self.buffers[name].copy_(self._held(x))
+
+    def changed_inputs(self, given: Tensors) -> list[str]:
+        """Names of the inputs that are not, bit for bit, what they were."""
+        return [name for name, x in given.items() if not _identical(self.buffers[name].detach().cpu(), self._held(x))]
+
+    def forget(self) -> None:
+        """Drop the last result, so that it does not count as memory in use."""
+        self.out = None
+        for leaf in self.buffers.values():
+            leaf.grad = None
+
+    def input_bytes(self) -> int:
+        """Bytes of the buffers."""
+        return sum(x.nbytes for x in self.buffers.values())
+
+    def _forward(self) -> Tensor:
+        b = self.buffers
+        return self.entry(b["q"], b["k"], b["v"], softmax_scale=self.workload.softmax_scale, mask=self.mask)  # type: ignore[no-any-return]
+
+    def _gradients(self) -> dict[str, Tensor | None]:
+        return {f"d{name}": self.buffers[name].grad for name in self.leaves}
+
+    def _lse(self) -> Tensor | None:
+        with_lse = getattr(self.module, "attention_with_lse", None)
+        if with_lse is None:
+            return None
+        b = {name: x.detach() for name, x in self.buffers.items()}
+        try:
+            _, lse = with_lse(b["q"], b["k"], b["v"], softmax_scale=self.workload.softmax_scale, mask=self.mask)
+        except Unsupported:
+            return None
+        return lse  # type: ignore[no-any-return]
+
+    def _held(self, x: Tensor) -> Tensor:
+        return x
+
+    def _whole(self, x: Tensor) -> Tensor:
+        return x
+
+
+class ModuleCall(CoreCall):
+    """x -> out, projections included; gradients of x and of the four weights."""
+
+    leaves = ("x",)
+
+    def __init__(self, implementation: Implementation, workload: Workload, given: Tensors, device: str = "cpu") -> None:
+        super().__init__(implementation, workload, given, device)
+        w = workload
+        self.attention = self.entry(w.embed_dim, w.n_heads, w.n_kv_heads)
+        self.attention.to(device=device, dtype=given["x"].dtype)
+        self.attention.train(w.backward)
+        self.attention.load(*(self.buffers.pop(name) for name in ("wq", "wk", "wv", "wo")))
+
+    def __call__(self) -> None:
+        """One pass."""
+        self.attention.zero_grad(set_to_none=True)
+        super().__call__()
+
+    def refill(self, given: Tensors) -> None:
+        """Of x and dout; the weights stay as loaded."""
+        super().refill({name: x for name, x in given.items() if name in self.buffers})
+
+    def changed_inputs(self, given: Tensors) -> list[str]:
+        """Of x and dout."""
+        return super().changed_inputs({name: x for name, x in given.items() if name in self.buffers})
+
+    def input_bytes(self) -> int:
+        """Inputs and weights."""
+        return super().input_bytes() + sum(int(p.nbytes) for p in self.attention.parameters())
+
+    def forget(self) -> None:
+        """Weight gradients too."""
+        super().forget()
+        self.attention.zero_grad(set_to_none=True)
+
+    def _forward(self) -> Tensor:
+        return self.attention(self.buffers["x"], mask=self.mask)  # type: ignore[no-any-return]
+
+    def _gradients(self) -> dict[str, Tensor | None]:
+        weights = zip(("dwq", "dwk", "dwv", "dwo"), self.attention.gradients(), strict=True)
+        return {"dx": self.buffers["x"].grad, **dict(weights)}
+
+    def _lse(self) -> Tensor | None:
+        return None
+
+
+class RingCall(CoreCall):
+    """Local shards in, local out; `team` puts the whole together on rank 0."""
+
+    def __init__(
+        self, implementation: Implementation, workload: Workload, given: Tensors, device: str, team: Any
+    ) -> None:
+        self.team = team
+        self.comm = Communicator(team.rank, team.world_size, workload.seq_len)
+        super().__init__(implementation, workload, given, device)
+
+    def _forward(self) -> Tensor:
+        b = self.buffers
+        return self.entry(  # type: ignore[no-any-return]
+            b["q"], b["k"], b["v"], softmax_scale=self.workload.softmax_scale, mask=self.mask, comm=self.comm
+        )
+
+    def _held(self, x: Tensor) -> Tensor:
+        return layouts.shard(x, self.implementation.layout, self.team.rank, self.team.world_size)
+
+    def _whole(self, x: Tensor) -> Tensor:
+        shards = self.team.gather_tensor(x)
+        return layouts.unshard(shards, self.implementation.layout, self.workload.seq_len) if shards else x
+
+    def _lse(self) -> Tensor | None:
+        return None
+
+
+def make(implementation: Implementation, workload: Workload, given: Tensors, device: str, team: Any = None) -> CoreCall:
+    """The call for an implementation of any kind.
+
+    Raises:
+        Unsupported: by declaration, or by the implementation itself.
+    """
+    reason = implementation.why_not(workload, device)
+    if reason:
+        raise Unsupported(reason)
+    if implementation.kind == "ring":
+        return RingCall(implementation, workload, given, device, team)
+    kind = ModuleCall if implementation.kind == "module" else CoreCall
+    return kind(implementation, workload, given, device)
+
+
+def _identical(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))

@@ -1,0 +1,216 @@
+"""What each command of `python -m bench` does; returns its exit code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from attn import registry
+from attn.registry import Implementation
+from bench import docs as generated
+from bench import grid as grids
+from bench import tables
+from bench.grid import Params
+
+RESULTS = Path("results")
+
+
+class BadInput(Exception):
+    """What was asked for cannot be; one sentence says what, where, and what is allowed."""
+
+
+def validate(params: Params, _: Namespace) -> int:
+    """That we got here says it all."""
+    rows, chosen = len(params.implementations()), len(params.grids)
+    print(f"params.yaml is valid: {rows} implementations, {chosen} grids")
+    return 0
+
+
+def list_(params: Params, asked: Namespace) -> int:
+    """Every file of attn/impl, listed in params.yaml or not."""
+    from bench import device
+
+    here = device.resolve(params.device)
+    listed = params.implementations()
+    rows = [_listed(one, here, one.name in listed) for one in registry.find().values()]
+    if asked.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print(
+            tabulate(rows, headers="keys", tablefmt="simple", maxcolwidths=[None, None, None, 22, None, None, None, 48])
+        )
+    return 0
+
+
+def check(params: Params, asked: Namespace) -> int:
+    """Exit 0 right, 1 wrong or broken."""
+    from bench import checking, machine
+
+    implementation = _implementation(asked.implementation)
+    workloads = _grid(params, asked.grid).workloads() if asked.grid else []
+    report = checking.check(implementation.path, params, machine.identity(params), workloads)
+    if asked.json:
+        print(json.dumps(report, indent=1))
+    else:
+        print(_verdict_in_words(report))
+    return 0 if report["status"] == "ok" else 1
+
+
+def run(params: Params, asked: Namespace) -> int:
+    """Check, then measure into a table or JSON; nothing under results/ is touched. Exit 1 when a cell failed."""
+    from bench import checking, machine, oracle, records, roofline, runner, worker
+
+    implementation = _implementation(asked.implementation)
+    _grid(params, asked.grid)
+    if implementation.path.parent != registry.IMPL_DIR:
+        raise BadInput(f"{asked.implementation}: only rows in attn/impl can be measured; `check` judges any file")
+    family = implementation.kind if not implementation.fault else params.family_of(implementation.name)
+    identity = machine.identity(params)
+    report = checking.check(implementation.path, params, identity)
+    with tempfile.TemporaryDirectory(prefix="attn-bench-") as folder:
+        campaign = runner.Campaign(
+            params, identity, family, implementation.name, asked.grid, Path(folder), checking.verdict(report)
+        )
+        kind = "module" if family == "module" else "core"
+        for workload in dict.fromkeys(params.grids[asked.grid].workloads()):
+            oracle.write(campaign.oracle / f"{workload.key}.safetensors", kind, workload, params.protocol.seed)
+        measured = runner.run(campaign)
+    runner.finish(campaign)
+    if asked.json:
+        print(json.dumps([record.model_dump() for record in measured], indent=1))
+    else:
+        job = {"threads": identity["threads"], "device": identity["device"]}
+        ceiling = worker.isolated(roofline.measure_ceiling.__name__, job, deadline_s=300)
+        print(tables.grid_table(measured, ceiling))
+    return 1 if any(record.status in records.FAILED for record in measured) else 0
+
+
+def table(params: Params, asked: Namespace) -> int:
+    """Exit 2 where nothing is recorded."""
+    from bench import report
+
+    try:
+        print(report.table(params, _results(params, asked), asked.grid, details=asked.details), end="")
+    except KeyError:
+        raise BadInput(f"no grid {asked.grid}, allowed: {', '.join(params.grids)}") from None
+    except FileNotFoundError as error:
+        raise BadInput(str(error)) from None
+    return 0
+
+
+def publish(params: Params, asked: Namespace) -> int:
+    """Copy results/local to results/NAME, whole or not at all."""
+    source, target = RESULTS / "local", RESULTS / asked.name
+    if asked.name == "local" or not grids.valid_name(asked.name):
+        raise BadInput(f"name {asked.name}, allowed: letters, digits, _ and -, and not local")
+    if not (source / "report.md").exists():
+        raise BadInput(f"{source} has no finished run; run `make bench` first")
+    if target.exists() and not asked.replace:
+        raise BadInput(f"{target} is there already; choose another name, or add --replace")
+    partial = RESULTS / f".{asked.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    print(f"{source} copied to {target}; add it to git to keep it")
+    return 0
+
+
+def gate(params: Params, asked: Namespace) -> int:
+    """Exit 1 with one line a cell that is incorrect, crashed, timed out, or missing."""
+    from bench import records, report
+
+    results = _results(params, asked)
+    try:
+        found = report.load(params, results)
+    except FileNotFoundError as error:
+        raise BadInput(str(error)) from None
+    failed = [
+        f"{_cell(record)}: {record.status}: {record.reason}" for record in found if record.status in records.FAILED
+    ]
+    failed += [f"{name}: no record in {results}" for name in report.missing(params, results)]
+    for line in failed:
+        print(line)
+    print(f"{len(found)} cells, {sum(record.status == 'ok' for record in found)} ok, {len(failed)} do not pass")
+    return 1 if failed else 0
+
+
+def docs(_: Params, asked: Namespace) -> int:
+    """Exit 1 with --check where something is out of date."""
+    stale = generated.fill(write=not asked.check)
+    for path in stale:
+        print(f"{path} {'is out of date: run `make docs`' if asked.check else 'written'}")
+    return 1 if stale and asked.check else 0
+
+
+def _results(params: Params, asked: Namespace) -> Path:
+    name = asked.machine or params.machine
+    if not grids.valid_name(name):
+        raise BadInput(f"machine {name}, allowed: letters, digits, _ and -")
+    return RESULTS / name
+
+
+def _implementation(asked: str) -> Implementation:
+    path = Path(asked)
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise BadInput(f"{asked}: no such file")
+        return registry.read(path.resolve())
+    known = registry.find()
+    if asked not in known:
+        raise BadInput(f"no implementation {asked}, allowed: {', '.join(known)}, or a path to a .py file")
+    return known[asked]
+
+
+def _grid(params: Params, name: str) -> grids.Grid:
+    if name not in params.grids:
+        raise BadInput(f"no grid {name}, allowed: {', '.join(params.grids)}")
+    return params.grids[name]
+
+
+def _listed(one: Implementation, device: str, in_params: bool) -> dict[str, Any]:
+    return {
+        "implementation": one.name,
+        "kind": one.kind or "-",
+        "listed": "yes" if in_params else "no",
+        "dtypes": ", ".join(one.dtypes) or "-",
+        "masks": ", ".join(one.masks) or "-",
+        "backward": "yes" if one.backward else "no",
+        "here": _why_not_here(one, device) or "runs",
+        "what": one.summary,
+    }
+
+
+def _why_not_here(one: Implementation, device: str) -> str | None:
+    from bench import launch
+
+    if one.fault:
+        return one.fault
+    if device not in one.devices:
+        return f"no {device}"
+    try:
+        registry.entry_point(one, registry.load(one))
+    except Exception as error:  # a list shows what is broken, it does not break
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return launch.why_not() if one.kind == "ring" else None
+
+
+def _verdict_in_words(report: dict[str, Any]) -> str:
+    worst = max((ratio for one in report["cases"] for ratio in one.get("over_budget", {}).values()), default=0.0)
+    statuses = [one["status"] for one in report["cases"]]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)) or "no case ran"
+    lines = [f"{report['implementation']}: {report['status']} ({counts}; worst error {worst:.2f} of its budget)"]
+    if report["reason"]:
+        lines.append(report["reason"])
+    unsupported = {one["reason"] for one in report["cases"] if one["status"] == "unsupported"}
+    return "\n".join(lines + [f"unsupported: {reason}" for reason in sorted(unsupported)])
+
+
+def _cell(record: Any) -> str:
+    return f"{record.implementation} {record.grid} {tables.where(record)}"

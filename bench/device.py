@@ -1,0 +1,105 @@
+"""All that differs between cpu and cuda: clock, memory, cache flush, synchronisation, name.
+
+Kept short, to be read line by line. Nothing else in bench/ asks which device it is on, but for `auto`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+
+class Cpu:
+    """The processor: a call has finished when it returns."""
+
+    name = "cpu"
+
+    def elapsed_ms(self, call: Callable[[], object], calls: int) -> float:
+        """Wall milliseconds of `calls` calls in a row."""
+        start = time.perf_counter_ns()
+        for _ in range(calls):
+            call()
+        return (time.perf_counter_ns() - start) / 1e6
+
+    def peak_bytes(self, call: Callable[[], object]) -> tuple[int, list[str]]:
+        """Peak allocation of one call above what was there before it, and the operators that ran.
+
+        From the allocator's own events (torch.autograd.profiler), in a call that nobody times.
+        """
+        with torch.autograd.profiler.profile(profile_memory=True, acc_events=True) as profile:
+            call()
+        events = profile.kineto_results.events() if profile.kineto_results else []
+        current = peak = 0
+        for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+            current += event.nbytes()
+            peak = max(peak, current)
+        return peak, [e.name() for e in events]
+
+    def flush(self) -> None:
+        """Nothing: a CPU's caches stay as the calls leave them."""
+
+    def synchronize(self) -> None:
+        """Nothing: a call has finished when it returns."""
+
+
+class Cuda(Cpu):
+    """One NVIDIA device: work is queued, so it is timed by events and waited for."""
+
+    name = "cuda"
+
+    def __init__(self) -> None:
+        l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+        self._flush = torch.empty(max(256 << 20, 2 * l2_bytes), dtype=torch.int8, device="cuda")
+
+    def elapsed_ms(self, call: Callable[[], object], calls: int) -> float:
+        """Device milliseconds of `calls` calls, by events on the current stream."""
+        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self.synchronize()
+        start.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+    def peak_bytes(self, call: Callable[[], object]) -> tuple[int, list[str]]:
+        """As for the CPU, from the caching allocator."""
+        self.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        with torch.autograd.profiler.profile(acc_events=True) as profile:
+            call()
+        self.synchronize()
+        events = profile.kineto_results.events() if profile.kineto_results else []
+        return torch.cuda.max_memory_allocated() - before, [e.name() for e in events]
+
+    def flush(self) -> None:
+        """Overwrite the L2 cache."""
+        self._flush.zero_()
+
+    def synchronize(self) -> None:
+        """Wait for everything that was queued."""
+        torch.cuda.synchronize()
+
+
+def resolve(asked: str) -> str:
+    """`auto` -> cuda where torch sees a device, else cpu."""
+    if asked != "auto":
+        return asked
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def open_device(name: str) -> Cpu:
+    """The device of that name.
+
+    Raises:
+        RuntimeError: cuda is asked for where torch sees no device.
+    """
+    if name == "cpu":
+        return Cpu()
+    if not torch.cuda.is_available():
+        raise RuntimeError("device cuda: this torch sees no CUDA device; set device: cpu in params.yaml")
+    return Cuda()

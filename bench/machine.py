@@ -1,0 +1,142 @@
+"""Which machine this is (identity: what figures depend on and does not change by itself) and how busy it is (state).
+
+What a machine does not tell is "unavailable", never blank.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bench.files import read_json
+from bench.grid import Params
+
+UNAVAILABLE = "unavailable"
+SCHEMA_VERSION = 1
+
+
+class OtherMachine(Exception):
+    """Results of a named machine would be overwritten by those of another; the message says what to do."""
+
+
+def identity(params: Params) -> dict[str, Any]:
+    """Hardware, versions, device and threads. No time, no load: a second call gives the same."""
+    from bench.device import resolve
+
+    device = resolve(params.device)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "cpu_model": _cpu_model(),
+        "cpu_count": cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
+        **_gpu(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "triton": version("triton"),
+        "mpi": f"mpich {version('mpich')}" if version("mpich") != UNAVAILABLE else UNAVAILABLE,
+        "mpi4py": version("mpi4py"),
+        "device": device,
+        "threads": params.threads or cpu_count(),
+        "image": os.environ.get("ATTN_BENCH_IMAGE") or UNAVAILABLE,
+    }
+
+
+def state() -> dict[str, Any]:
+    """Load and clocks at this moment; goes into records, not into the identity."""
+    return {"load_1min": round(os.getloadavg()[0], 2), "cpu_mhz": _cpu_mhz(), "governor": _governor()}
+
+
+def cpu_count() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_per_rank(threads: int, world_size: int) -> int:
+    """The machine's threads shared out, at least one each."""
+    return max(1, threads // world_size)
+
+
+def version(package: str) -> str:
+    """Of an installed package, without importing it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return UNAVAILABLE
+
+
+def refuse_other_machine(name: str, found: dict[str, Any], recorded: Path) -> None:
+    """A named machine's folder takes no figures from other hardware or versions.
+
+    Raises:
+        OtherMachine: naming the fields that differ.
+    """
+    if name == "local" or not recorded.exists():
+        return
+    before = read_json(recorded)
+    fields = [key for key in {**before, **found} if before.get(key) != found.get(key)]
+    if fields:
+        first = ", ".join(f"{key} {before.get(key)!r} there, {found.get(key)!r} here" for key in fields[:3])
+        raise OtherMachine(
+            f"params.yaml: machine = {name}: {recorded} was measured on another machine ({first}); "
+            f"set machine: local, or a new name"
+        )
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """One line for the head of a table."""
+    gpu = f", {found['gpu_count']} x {found['gpu_model']}" if found["gpu_model"] != UNAVAILABLE else ""
+    return (
+        f"{found['cpu_model']}, {found['cpu_count']} cores, {found['memory_gib']} GiB{gpu}; "
+        f"{found['threads']} threads on {found['device']}; torch {found['torch']}, python {found['python']}"
+    )
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor() or UNAVAILABLE
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    numbers = " ".join(f"{key} {fields[key]}" for key in ("cpu family", "model", "stepping") if key in fields)
+    return f"{fields.get('model name', UNAVAILABLE)} ({numbers})" if numbers else fields.get("model name", UNAVAILABLE)
+
+
+def _gpu() -> dict[str, Any]:
+    nothing = {"gpu_model": UNAVAILABLE, "gpu_count": 0, "gpu_memory_gib": UNAVAILABLE, "driver": UNAVAILABLE}
+    tool = shutil.which("nvidia-smi")
+    if not tool:
+        return nothing
+    query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    rows = [line.split(", ") for line in answer.stdout.splitlines() if line.count(", ") == 2]
+    if answer.returncode or not rows:
+        return nothing
+    model, memory_mib, driver = rows[0]
+    return {
+        "gpu_model": model,
+        "gpu_count": len(rows),
+        "gpu_memory_gib": round(float(memory_mib) / 1024),
+        "driver": driver,
+    }
+
+
+def _cpu_mhz() -> float | str:
+    try:
+        found = re.findall(r"cpu MHz\s*:\s*([\d.]+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        found = []
+    return round(sum(map(float, found)) / len(found), 1) if found else UNAVAILABLE
+
+
+def _governor() -> str:
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text(encoding="ascii").strip()
+    except OSError:
+        return UNAVAILABLE

@@ -1,0 +1,164 @@
+"""One cell in one process (or one launch of ranks): judge, time the first call, memory, pairs, judge again."""
+
+from __future__ import annotations
+
+import re
+import resource
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attn import registry
+from attn.contract import Unsupported, Workload
+from bench import oracle
+from bench.calls import CoreCall, make
+from bench.device import Cpu, open_device
+from bench.judge import Verdict, judge
+from bench.team import Solo, Team
+from bench.timing import sample_pairs
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker must know; plain values, so that it travels as JSON.
+
+    threads: of each rank. all_threads: of the reference, which runs in one process on the whole machine.
+    """
+
+    implementation: str
+    reference: str
+    oracle: str
+    workload: dict[str, Any]
+    world_size: int
+    device: str
+    threads: int
+    all_threads: int
+    protocol: dict[str, Any]
+    process: int
+
+
+def measure(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
+    """Run a job. Returns status `ok` with samples, or `incorrect` or `unsupported` with a reason.
+
+    Anything else that goes wrong is raised: whoever isolates this process says what it means.
+    """
+    job, team = Job(**fields), team or Solo()
+    torch.set_num_threads(job.threads)
+    torch.manual_seed(job.protocol["seed"] + job.process)
+    device = open_device(job.device)
+    workload = Workload.from_dict(job.workload)
+    implementation = registry.read(Path(job.implementation))
+    first = oracle.read(Path(job.oracle))
+    try:
+        call = make(implementation, workload, first.inputs, job.device, team)
+        rss_before = _peak_rss()
+        first_call_ms = device.elapsed_ms(call, 1)
+    except Unsupported as error:
+        return {"status": "unsupported", "reason": str(error)}
+    found: dict[str, Any] = {"first_call_ms": first_call_ms, "rss_growth_mib": (_peak_rss() - rss_before) / MIB}
+    before = _verdict(call, first, workload, team)
+    found["before"] = asdict(before)
+    if not before.right:
+        return {"status": "incorrect", "reason": before.reason, **found}
+    if job.process == 0:
+        found |= _memory(call, device)
+    found |= _series(job, call, device, workload, first.inputs, team)
+    again = oracle.mirrored(implementation.kind, first)
+    call.refill(again.inputs)
+    call()
+    after = _verdict(call, again, workload, team)
+    found["after"] = asdict(after)
+    if not after.right:
+        return {"status": "incorrect", "reason": f"after timing, on fresh inputs: {after.reason}", **found}
+    return {"status": "ok", **found}
+
+
+def _verdict(call: CoreCall, solved: oracle.Solved, workload: Workload, team: Team) -> Verdict:
+    """Judged on rank 0, which has the whole result; every rank learns the outcome."""
+    changed = call.changed_inputs(solved.inputs)
+    results = call.results()
+    verdict = judge(results, solved, workload.dtype) if team.rank == 0 else Verdict(True, None, {}, {})
+    changed_somewhere = [any(values) for values in team.gather([float(bool(changed))])]
+    if any(changed_somewhere):
+        name = f"its inputs ({', '.join(changed) or 'on another rank'}) were changed by the call"
+        verdict = Verdict(False, "; ".join(filter(None, (name, verdict.reason))), {}, {})
+    right = bool(team.agree(float(verdict.right)))
+    return verdict if team.rank == 0 else Verdict(right, None, {}, {})
+
+
+def _memory(call: CoreCall, device: Cpu) -> dict[str, Any]:
+    """Peak of one call net of its inputs and of anything else that was there, in a call that is not timed."""
+    call.forget()
+    peak, operators = device.peak_bytes(call)
+    return {
+        "peak_mib": peak / MIB,
+        "peak_with_inputs_mib": (peak + call.input_bytes()) / MIB,
+        "backend": backend(operators, device.name),
+    }
+
+
+_FUSED = {
+    "flash_attention": "aten flash",
+    "efficient_attention": "aten efficient",
+    "cudnn_attention": "aten cudnn",
+    "native_multi_head_attention": "aten native multi-head",
+}
+_PRODUCTS = ("aten::bmm", "aten::baddbmm", "aten::mm", "aten::addmm", "aten::_softmax")
+
+
+def backend(operators: list[str], device: str) -> str:
+    """What really ran, from the profile: a fused kernel by name, else the products it is made of."""
+    for part, name in _FUSED.items():
+        if any(part in operator for operator in operators):
+            return f"{name} {device}"
+    triton = sorted({name for name in operators if re.search(r"triton|_kernel$", name)})
+    if triton:
+        return f"triton {triton[0]} {device}"
+    found = [name.removeprefix("aten::").lstrip("_") for name in _PRODUCTS if name in operators]
+    return f"aten {'+'.join(found) or 'eager'} {device}"
+
+
+def _series(
+    job: Job, call: CoreCall, device: Cpu, workload: Workload, given: oracle.Tensors, team: Team
+) -> dict[str, Any]:
+    """Samples in pairs with the reference. Of several ranks, the slowest one's time is the sample."""
+    reference = make(registry.read(Path(job.reference)), workload, given, job.device) if team.rank == 0 else None
+
+    def sample(calls: int) -> float:
+        team.line_up()
+        device.flush()
+        return device.elapsed_ms(call, calls)
+
+    def sample_reference(calls: int) -> float:
+        milliseconds = 0.0
+        if reference is not None:
+            torch.set_num_threads(job.all_threads)
+            device.flush()
+            milliseconds = device.elapsed_ms(reference, calls)
+            torch.set_num_threads(job.threads)
+        team.line_up()
+        return milliseconds
+
+    start = time.perf_counter()
+    series = sample_pairs(sample, sample_reference, job.protocol, job.protocol["seed"] + job.process, agree=team.agree)
+    ranks = team.gather(series.samples_ms)
+    if ranks:
+        series.samples_ms = [max(times) for times in zip(*ranks, strict=True)]
+    found: dict[str, Any] = {"series": series.as_dict(), "sampling_s": time.perf_counter() - start}
+    if team.world_size > 1:
+        found["rank_samples_ms"] = ranks
+    comm = getattr(call, "comm", None)
+    if comm is not None:
+        comm.payload_bytes = comm.messages = 0
+        call()
+        found["payload_bytes"], found["messages"] = comm.payload_bytes, comm.messages
+    return found
+
+
+def _peak_rss() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,238 @@
+"""Inputs, truth and error budget of one workload, computed once and kept.
+
+Truth is float64 attention of the inputs as they are in the row's dtype. The budget is set per row of a
+tensor (its last dimension), computed for every case, never by a hand-tuned constant:
+
+    budget   = 2 * (baseline error + rounding), both at this row
+    rounding = largest change of the truth when every input, and the out and lse that a backward
+               is handed, moves by one rounding of its dtype (3 draws), plus one unit in the last place of the output
+    baseline error = rounding * the worst error of plain attention in the row's dtype, over all rows of
+               the tensor (of all gradients together) and several orders of summation, as a multiple of the
+               rounding there
+
+A row's own baseline error would be a budget by luck: where it happens to be exact, right kernels fail.
+As a multiple of the rounding it is pooled over rows, and still each row answers for its own size.
+See docs/how-we-judge.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from attn import reference
+from attn.contract import Mask, Workload
+
+Tensors = dict[str, Tensor]
+FORWARD_ROUNDINGS = 3
+BACKWARD_ROUNDINGS = 16  # the gradient of a row that sees few keys hangs on one number, which 3 draws may leave small
+MAX_RUNS, ROWS_WANTED = 16, 512  # of the baseline: more runs where a case has few rows to pool
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Inputs of a workload, with their truth (float64) and budgets (float64, one a row)."""
+
+    inputs: Tensors
+    truth: Tensors
+    budget: Tensors
+
+
+def inputs(kind: str, workload: Workload, seed: int) -> Tensors:
+    """Standard normals by seed, in the row's dtype; q, k, v or x and weights, and dout where gradients are asked for.
+
+    Weights are scaled by embed_dim ** -0.5.
+    """
+    w, dtype = workload, getattr(torch, workload.dtype)
+    shapes: dict[str, tuple[int, ...]]
+    if kind == "module":
+        kv_dim = w.n_kv_heads * w.head_dim
+        shapes = {"x": (w.batch, w.seq_len, w.embed_dim)}
+        weights = {"wq": w.embed_dim, "wk": kv_dim, "wv": kv_dim, "wo": w.embed_dim}
+        shapes |= {name: (rows, w.embed_dim) for name, rows in weights.items()}
+        out_shape = shapes["x"]
+    else:
+        kv = (w.batch, w.kv_seq_len, w.n_kv_heads, w.head_dim)
+        out_shape = (w.batch, w.seq_len, w.n_heads, w.head_dim)
+        shapes = {"q": out_shape, "k": kv, "v": kv}
+    if w.backward:
+        shapes["dout"] = out_shape
+    made = {}
+    for name, shape in shapes.items():
+        made[name] = torch.randn(shape, generator=_generator(w.key, seed, 0, name))
+        if name.startswith("w"):
+            made[name] *= w.embed_dim**-0.5
+    return {name: x.to(dtype) for name, x in made.items()}
+
+
+def solve(kind: str, workload: Workload, given: Tensors, seed: int = 0) -> Solved:
+    """Truth and budget for given inputs."""
+    truth = _truth(kind, workload, given)
+    ulps = {name: _ulp(x, name, workload) for name, x in truth.items()}
+    rounding = dict(ulps)
+    for draw in range(BACKWARD_ROUNDINGS if workload.backward else FORWARD_ROUNDINGS):
+        moved = _truth(kind, workload, *_shaken(given, workload, seed, draw))
+        for name, ulp in ulps.items():
+            rounding[name] = torch.maximum(rounding[name], _row_max(moved[name] - truth[name]) + ulp)
+    pool = {name: "gradients" if name.startswith("d") else name for name in truth}
+    worst = dict.fromkeys(pool.values(), 0.0)
+    for baseline in _baselines(kind, workload, given, seed):
+        for name in truth:
+            ratio = _row_max(baseline[name].double() - truth[name]) / rounding[name]
+            worst[pool[name]] = max(worst[pool[name]], float(ratio.max()))
+    return Solved(given, truth, {name: 2.0 * (1.0 + worst[pool[name]]) * x for name, x in rounding.items()})
+
+
+def write(path: Path, kind: str, workload: Workload, seed: int) -> None:
+    """Compute and store a workload's inputs, truth and budget; the file appears whole or not at all."""
+    solved = solve(kind, workload, inputs(kind, workload, seed), seed)
+    parts = {"inputs": solved.inputs, "truth": solved.truth, "budget": solved.budget}
+    tensors = {f"{part}.{name}": x.contiguous() for part, found in parts.items() for name, x in found.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(path)
+
+
+def read(path: Path) -> Solved:
+    """What `write` stored."""
+    parts: dict[str, Tensors] = {"inputs": {}, "truth": {}, "budget": {}}
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118  # no dict: it cannot be iterated
+            part, _, name = key.partition(".")
+            parts[part][name] = file.get_tensor(key)
+    return Solved(**parts)
+
+
+def mirrored(kind: str, solved: Solved) -> Solved:
+    """Other inputs whose truth is known exactly, to be judged after timing: outputs kept from before are wrong.
+
+    v -> -v and dout -> 2 dout make out -> -out, dv -> 2 dv, dq and dk -> -2 times, lse the same; and every
+    head moves on by one group of kv heads, so that lse changes too. For a module, x -> -x and dout -> 2 dout
+    make out -> -out, dx -> 2 dx, weight gradients -> -2 times. All factors are powers of two, so budgets
+    keep their meaning.
+    """
+    factors = {"v": -1, "x": -1, "out": -1, "dout": 2, "dv": 2, "dx": 2, "dq": -2, "dk": -2}
+    factors |= {f"dw{which}": -2 for which in "qkvo"}
+    n_kv_heads = 1 if kind == "module" else solved.inputs["k"].shape[2]
+
+    def image(name: str, x: Tensor, factor: int) -> Tensor:
+        x = x * factor
+        if kind == "module":
+            return x
+        heads_dim = 1 if name == "lse" else 2
+        return x.roll(x.shape[heads_dim] // n_kv_heads, heads_dim)
+
+    return Solved(
+        {name: image(name, x, factors.get(name, 1)) for name, x in solved.inputs.items()},
+        {name: image(name, x, factors.get(name, 1)) for name, x in solved.truth.items()},
+        {
+            name: image(name, x[..., None], abs(factors.get(name, 1)))[..., 0]
+            if name != "lse"
+            else x.roll(x.shape[1] // n_kv_heads, 1)
+            for name, x in solved.budget.items()
+        },
+    )
+
+
+def _truth(kind: str, w: Workload, given: Tensors, shake: reference.Shake | None = None) -> Tensors:
+    given = {name: x.double() for name, x in given.items()}
+    if kind == "module":
+        return _plain(kind, w, given, shake)
+    pieces = [
+        _plain("core", piece, {name: x[b : b + 1, :, heads[name]] for name, x in given.items()}, shake)
+        for b in range(w.batch)
+        for piece, heads in _one_kv_head_each(w)
+    ]
+    return {name: _together(name, [piece[name] for piece in pieces], w) for name in pieces[0]}
+
+
+def _one_kv_head_each(w: Workload) -> Iterator[tuple[Workload, dict[str, slice]]]:
+    """Pieces of a workload that fit in memory in float64, and the heads that each input gives to them."""
+    group = w.n_heads // w.n_kv_heads
+    piece = replace(w, batch=1, n_heads=group, n_kv_heads=1)
+    for h in range(w.n_kv_heads):
+        q_heads, kv_head = slice(h * group, (h + 1) * group), slice(h, h + 1)
+        yield piece, {"q": q_heads, "dout": q_heads, "k": kv_head, "v": kv_head}
+
+
+def _together(name: str, pieces: list[Tensor], w: Workload) -> Tensor:
+    heads_dim = 1 if name == "lse" else 2
+    by_batch = [torch.cat(pieces[b * w.n_kv_heads : (b + 1) * w.n_kv_heads], heads_dim) for b in range(w.batch)]
+    return torch.cat(by_batch)
+
+
+def _plain(kind: str, w: Workload, given: Tensors, shake: reference.Shake | None = None) -> Tensors:
+    """The plain functions of attn.reference, in the dtype that is given; gradients named d + input."""
+    leaves = {n: x.detach().clone().requires_grad_(w.backward) for n, x in given.items() if n != "dout"}
+    mask, results = Mask(w.mask), {}
+    with torch.set_grad_enabled(w.backward):
+        if kind == "module":
+            results["out"] = reference.plain_module(**leaves, n_heads=w.n_heads, mask=mask, shake=shake)
+        else:
+            results["out"], results["lse"] = reference.plain_attention(
+                **leaves, softmax_scale=w.softmax_scale, mask=mask, shake=shake
+            )
+    if w.backward:
+        results["out"].backward(given["dout"])
+        results |= {f"d{name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    return {name: x.detach() for name, x in results.items()}
+
+
+def _baselines(kind: str, w: Workload, given: Tensors, seed: int) -> Iterator[Tensors]:
+    """Plain attention in the row's dtype, its sums taken in several orders: what is exact by luck in one is not in all.
+
+    head_dim is permuted (embed_dim for a module), which changes nothing in exact arithmetic.
+    """
+    width = w.embed_dim if kind == "module" else w.head_dim
+    rows = w.batch * w.n_heads * w.seq_len
+    for run in range(min(MAX_RUNS, -(-ROWS_WANTED // rows))):
+        order = torch.randperm(width, generator=_generator(w.key, seed, run, "order")) if run else torch.arange(width)
+        permuted = ("x", "wq", "wk", "wv") if kind == "module" else tuple(given)
+        back = torch.argsort(order)
+        results = _plain(kind, w, {n: x[..., order] if n in permuted else x for n, x in given.items()})
+        undone = tuple(f"d{n}" for n in permuted) + (() if kind == "module" else ("out",))
+        yield {name: x[..., back] if name in undone else x for name, x in results.items()}
+
+
+def _shaken(given: Tensors, w: Workload, seed: int, draw: int) -> tuple[Tensors, reference.Shake]:
+    """Inputs with each element moved up or down by half a unit in its last place, and what moves `out` and `lse` so."""
+    generator = _generator(w.key, seed, draw, "shake")
+
+    def shake(x: Tensor, name: str) -> Tensor:
+        return x * (1 + _info(name, w).eps / 2 * _signs(x.shape, generator))
+
+    return {name: shake(x.double(), name) for name, x in given.items()}, shake
+
+
+def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+
+
+def _ulp(truth: Tensor, name: str, w: Workload) -> Tensor:
+    """One unit in the last place of a row's largest element."""
+    info = _info(name, w)
+    largest = _row_max(truth).clamp_min(info.smallest_normal)
+    return info.eps * torch.exp2(torch.floor(torch.log2(largest)))
+
+
+def _info(name: str, w: Workload) -> torch.finfo:
+    """Of the dtype that a tensor has at the interface: lse is float32 whatever the inputs are."""
+    return torch.finfo(torch.float32 if name == "lse" else getattr(torch, w.dtype))
+
+
+def _row_max(x: Tensor) -> Tensor:
+    """Largest magnitude of each row; what is not a finite number counts as nothing here."""
+    return x.abs().nan_to_num_(nan=0.0, posinf=0.0).amax(-1)
+
+
+def _generator(key: str, seed: int, draw: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{key} {seed} {draw} {name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

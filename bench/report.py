@@ -1,0 +1,158 @@
+"""A machine's results as files: seed.txt, one table a grid, plots, metrics.json, report.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench import machine, records, tables
+from bench.files import read_json, write_json, write_text
+from bench.grid import FAMILIES, Params
+from bench.records import Record
+
+_HOW_TO_READ = """\
+Every row was judged against float64 attention before it was timed and after; a row without a figure says why.
+Compare rows of one table only: each table is one family (core: q, k, v -> out; module: with projections;
+ring: shards over ranks). `error / budget` above 1 would be wrong; budgets are explained in docs/how-we-judge.md,
+timing in docs/how-we-measure.md."""
+
+
+def load(params: Params, results: Path) -> list[Record]:
+    """Every record that params.yaml asks for, in its order.
+
+    Raises:
+        FileNotFoundError: nothing was measured at all.
+    """
+    found = []
+    for _, grid, name in _asked(params):
+        path = records.bench_path(results, name, grid)
+        if path.exists():
+            found += records.read(path)
+    if not found:
+        raise FileNotFoundError(f"{results}: nothing measured yet; run `make bench`")
+    return found
+
+
+def missing(params: Params, results: Path) -> list[str]:
+    """Rows and grids of params.yaml that have no record."""
+    asked = ((grid, name, records.bench_path(results, name, grid)) for _, grid, name in _asked(params))
+    return [f"{name} {grid}" for grid, name, path in asked if not path.exists()]
+
+
+def render(params: Params, results: Path) -> None:
+    """Write everything that people read."""
+    found, identity = load(params, results), read_json(results / "machine.json")
+    ceiling = read_json(results / "ceiling.json")
+    references = (params.reference.core, params.reference.module)
+    texts = dict(_tables(found, ceiling))
+    seed = tables.seed_table([r for r in found if r.grid == "seed"], identity["device"], references)
+    write_text(results / "seed.txt", seed)
+    for name, text in texts.items():
+        write_text(results / "tables" / f"{name}.txt", text)
+    write_json(results / "plots.json", tables.plot_rows(found))
+    pictures = _plots(found, ceiling, results / "tables")
+    write_json(results / "metrics.json", tables.metrics(found))
+    write_text(results / "report.md", _report(identity, ceiling, seed, texts, pictures))
+
+
+def table(params: Params, results: Path, grid: str | None, *, details: bool = False) -> str:
+    """What `python -m bench table` prints: the seed table as it was, any other grid with all its columns.
+
+    Raises:
+        KeyError: no such grid.
+        FileNotFoundError: nothing measured yet.
+    """
+    if grid is not None and grid not in params.grids:
+        raise KeyError(grid)
+    found = [r for r in load(params, results) if grid in (None, r.grid)]
+    if grid == "seed" and not details:
+        references = (params.reference.core, params.reference.module)
+        return tables.seed_table(found, read_json(results / "machine.json")["device"], references)
+    ceiling = read_json(results / "ceiling.json")
+    return "\n".join(f"{name}\n\n{text}" for name, text in _tables(found, ceiling))
+
+
+def _asked(params: Params) -> Iterator[tuple[str, str, str]]:
+    for family in FAMILIES:
+        chosen = params.family(family)
+        yield from ((family, grid, name) for grid in chosen.grids for name in chosen.implementations)
+
+
+def _tables(found: list[Record], ceiling: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for family, grid in dict.fromkeys((record.family, record.grid) for record in found):
+        yield f"{family}-{grid}", tables.grid_table([r for r in found if (r.family, r.grid) == (family, grid)], ceiling)
+
+
+def _plots(found: list[Record], ceiling: dict[str, Any], folder: Path) -> list[str]:
+    """A picture for every table over several lengths: TFLOP/s against seq_len, the ceiling dashed."""
+    made = []
+    for family, grid in dict.fromkeys((record.family, record.grid) for record in found):
+        chosen = [r for r in found if (r.family, r.grid) == (family, grid) and r.figures]
+        if len({r.workload["seq_len"] for r in chosen}) > 1:
+            path = folder / f"{family}-{grid}.png"
+            _plot(chosen, ceiling, path, f"{family}, grid {grid}")
+            made.append(path.name)
+    return made
+
+
+def _plot(found: list[Record], ceiling: dict[str, Any], path: Path, title: str) -> None:
+    from matplotlib.figure import Figure
+
+    panels = list(dict.fromkeys((r.workload["dtype"], r.workload["mask"], r.workload["pass"]) for r in found))
+    names = list(dict.fromkeys(_line_name(r) for r in found))
+    figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharex=True)[0]
+    for axis, panel in zip(axes, panels, strict=True):
+        here = [r for r in found if (r.workload["dtype"], r.workload["mask"], r.workload["pass"]) == panel]
+        for number, name in enumerate(names):
+            line = sorted((r for r in here if _line_name(r) == name), key=lambda r: r.workload["seq_len"])
+            if line:
+                _draw(axis, line, name, f"C{number}")
+        axis.axhline(ceiling["matrix_product"][panel[0]]["tflops"], color="grey", linestyle="--", label="ceiling")
+        axis.set(title=", ".join(panel), xlabel="seq_len (tokens)", xscale="log", ylim=(0, None))
+        lengths = sorted({r.workload["seq_len"] for r in found})
+        axis.set_xticks(lengths, [str(n) for n in lengths])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("TFLOP/s (causal: half the pairs)")
+    axes[-1].legend(fontsize=8)
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _draw(axis: Any, line: list[Record], name: str, colour: str) -> None:
+    figures = [r.figures for r in line if r.figures]
+    rates = [f.tflops for f in figures]
+    low = [f.tflops * (1 - f.time_ms.value / f.time_ms.high) for f in figures]
+    high = [f.tflops * (f.time_ms.value / f.time_ms.low - 1) for f in figures]
+    lengths = [r.workload["seq_len"] for r in line]
+    axis.errorbar(lengths, rates, yerr=[low, high], label=name, color=colour, marker="o", capsize=3)
+
+
+def _line_name(record: Record) -> str:
+    ranks = f", {record.world_size} ranks" if record.family == "ring" else ""
+    return f"{record.implementation}{ranks}{' (oversubscribed)' if record.oversubscribed else ''}"
+
+
+def _report(
+    identity: dict[str, Any], ceiling: dict[str, Any], seed: str, texts: dict[str, str], pictures: list[str]
+) -> str:
+    rates = ", ".join(
+        f"{d} {one['tflops']:.3g} TFLOP/s (n = {one['n']})" for d, one in ceiling["matrix_product"].items()
+    )
+    parts = [
+        f"# Attention on {identity['cpu_model'] if identity['device'] == 'cpu' else identity['gpu_model']}",
+        f"Machine: {machine.in_words(identity)}.",
+        f"Ceiling, measured: {rates}; copy {ceiling['copy_gb_per_s']} GB/s.",
+        _HOW_TO_READ,
+        "## The seed table",
+        f"```\n{seed}```",
+    ]
+    for name, text in texts.items():
+        parts.append(f"## {name}")
+        if f"{name}.png" in pictures:
+            parts.append(f"![TFLOP/s against seq_len, {name}](tables/{name}.png)")
+        parts.append(f"```\n{text}```")
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,282 @@
+"""All cells of one implementation on one grid -> records. What a bench stage and `python -m bench run` do."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from attn import registry
+from bench import closure, launch, machine, records, roofline, stats, worker
+from bench.files import read_json
+from bench.grid import Cell, Params, cells
+from bench.measure import Job
+from bench.progress import Steps, steps
+from bench.records import Figure, Figures, Record
+from bench.store import Store
+
+ORACLE = Path("data/oracle")
+LOCK = Path("/tmp") / "attn-bench-{device}.lock"  # noqa: S108  # one a machine, whichever clone measures
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What is measured, where, and what is known of it beforehand.
+
+    verdict: of the check stage; anything but ok keeps its cells from being measured at all.
+    """
+
+    params: Params
+    identity: dict[str, Any]
+    family: str
+    implementation: str
+    grid: str
+    oracle: Path
+    verdict: dict[str, Any]
+
+    @property
+    def depends_on(self) -> dict[str, Any]:
+        """Everything that samples depend on, for the scratch store."""
+        path = registry.IMPL_DIR / f"{self.implementation}.py"
+        return {
+            "cells": [self.implementation, self.grid, self.params.grids[self.grid].model_dump()],
+            "code": closure.fingerprint(path, self.reference_path, *HARNESS),
+            "protocol": self.params.protocol.model_dump(),
+            "identity": self.identity,
+        }
+
+    @property
+    def reference_path(self) -> Path:
+        """The file of the row that every cell is paired with."""
+        return registry.IMPL_DIR / f"{self.params.reference_of(self.family)}.py"
+
+
+HARNESS = tuple(closure.ROOT / "bench" / f"{name}.py" for name in ("runner", "measure", "ring_worker"))
+
+
+def run(campaign: Campaign) -> list[Record]:
+    """Measure every cell that can be, in random order, each in several processes."""
+    todo = cells(campaign.params, campaign.family, campaign.implementation, campaign.grid)
+    known = {cell.key: reason for cell in todo if (reason := _why_not(campaign, cell))}
+    store = Store(campaign.depends_on)
+    results: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    jobs = [
+        (cell, process)
+        for process in range(campaign.params.protocol.processes)
+        for cell in todo
+        if cell.key not in known
+    ]
+    with (
+        steps(f"bench {campaign.implementation} {campaign.grid}", len(jobs)) as progress,
+        device_lock(campaign.identity["device"]),
+    ):
+        for cell, result in _results(campaign, jobs, store, progress):
+            results[cell.key].append(result)
+    return [_record(campaign, cell, known.get(cell.key), results[cell.key]) for cell in todo]
+
+
+def finish(campaign: Campaign) -> None:
+    """The record is on disk: forget the samples kept for an interruption."""
+    Store(campaign.depends_on).clear()
+
+
+@contextmanager
+def device_lock(device: str) -> Iterator[None]:
+    """One measurement at a time on a device; a second one waits, and says so."""
+    lock = FileLock(str(LOCK).format(device=device), mode=0o666)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another measurement holds {lock.lock_file}; waiting for it to end", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _why_not(campaign: Campaign, cell: Cell) -> tuple[records.Status, str] | None:
+    """What keeps a cell from being measured: the grid, a declaration, or the verdict of the check."""
+    device = campaign.identity["device"]
+    excluded = campaign.params.grids[cell.grid].why_excluded(cell.workload, device)
+    if excluded:
+        return "not_measured", f"left out in params.yaml: {excluded}"
+    if campaign.verdict["status"] != "ok":
+        return campaign.verdict["status"], campaign.verdict["reason"]
+    implementation = registry.read(registry.IMPL_DIR / f"{cell.implementation}.py")
+    reason = implementation.why_not(cell.workload, device)
+    return ("unsupported", reason) if reason else None
+
+
+def _results(
+    campaign: Campaign, jobs: list[tuple[Cell, int]], store: Store, progress: Steps
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Kept ones first; then cells in random order, alone or by launches of ranks."""
+    rest, dead = [], set()
+    for cell, process in jobs:
+        kept = store.get(cell.key, process)
+        if kept is None:
+            rest.append((cell, process))
+            continue
+        progress.step(f"{cell.key} kept from before")
+        if kept["status"] != "ok":
+            dead.add(cell.key)
+        yield cell, kept
+    random.Random(campaign.params.protocol.seed).shuffle(rest)
+    runner = _in_launches if campaign.family == "ring" else _one_by_one
+    for cell, process, result in runner(campaign, rest, dead):
+        store.put(cell.key, process, result)
+        progress.step(f"{cell.key} process {process}: {_outcome(result)}")
+        yield cell, result
+
+
+def _one_by_one(
+    campaign: Campaign, jobs: list[tuple[Cell, int]], dead: set[str]
+) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
+    protocol = campaign.params.protocol
+    for cell, process in jobs:
+        if cell.key in dead:  # one process of it has failed: the others would only repeat it
+            continue
+        result = worker.isolated(
+            "measure",
+            asdict(_job(campaign, cell, process)),
+            deadline_s=protocol.deadline_s,
+            memory_bytes=worker.memory_limit(protocol.memory_limit_gib),
+        )
+        if result["status"] != "ok":
+            dead.add(cell.key)
+        yield cell, process, result
+
+
+def _in_launches(
+    campaign: Campaign, jobs: list[tuple[Cell, int]], dead: set[str]
+) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
+    """One launch a world size and process number serves all cells of that world size."""
+    protocol = campaign.params.protocol
+    launches: dict[tuple[int, int], list[tuple[Cell, int]]] = defaultdict(list)
+    for cell, process in jobs:
+        launches[process, cell.world_size].append((cell, process))
+    for (_, world_size), served in sorted(launches.items()):
+        alive = [(cell, process) for cell, process in served if cell.key not in dead]
+        results = launch.run(
+            "measure",
+            [asdict(_job(campaign, cell, process)) for cell, process in alive],
+            world_size,
+            deadline_s=protocol.deadline_s,
+            memory_bytes=worker.memory_limit(protocol.memory_limit_gib),
+        )
+        for (cell, process), result in zip(alive, results, strict=True):
+            if result["status"] != "ok":
+                dead.add(cell.key)
+            yield cell, process, result
+
+
+def _job(campaign: Campaign, cell: Cell, process: int) -> Job:
+    threads = campaign.identity["threads"]
+    return Job(
+        implementation=str(registry.IMPL_DIR / f"{cell.implementation}.py"),
+        reference=str(campaign.reference_path),
+        oracle=str(campaign.oracle / f"{cell.workload.key}.safetensors"),
+        workload=cell.workload.as_dict(),
+        world_size=cell.world_size,
+        device=campaign.identity["device"],
+        threads=machine.threads_per_rank(threads, cell.world_size),
+        all_threads=threads,
+        protocol=campaign.params.protocol.model_dump(),
+        process=process,
+    )
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    if result["status"] != "ok":
+        return f"{result['status']}: {result['reason']}"
+    return f"{statistics.median(result['series']['samples_ms']):.3g} ms"
+
+
+def _record(
+    campaign: Campaign, cell: Cell, known: tuple[records.Status, str] | None, results: list[dict[str, Any]]
+) -> Record:
+    threads = campaign.identity["threads"]
+    common: dict[str, Any] = {
+        "implementation": cell.implementation,
+        "family": cell.family,
+        "grid": cell.grid,
+        "workload": cell.workload.as_dict(),
+        "world_size": cell.world_size,
+        "threads": machine.threads_per_rank(threads, cell.world_size),
+        "oversubscribed": campaign.identity["device"] == "cpu" and cell.world_size > campaign.identity["cpu_count"],
+        "reference": campaign.params.reference_of(cell.family),
+    }
+    if known:
+        return Record(**common, status=known[0], reason=known[1])
+    failed = next((result for result in results if result["status"] != "ok"), None)
+    if failed:
+        judged = failed.get("after") or failed.get("before") or {}
+        return Record(
+            **common,
+            status=failed["status"],
+            reason=failed["reason"],
+            max_abs_error=judged.get("max_abs_error", {}),
+            over_budget=judged.get("over_budget", {}),
+        )
+    first = next(result for result in results if "backend" in result)  # memory is measured in one process
+    return Record(
+        **common,
+        status="ok",
+        reason=None,
+        backend=first["backend"],
+        max_abs_error=_worst(results, "max_abs_error"),
+        over_budget=_worst(results, "over_budget"),
+        figures=_figures(cell, results, first, compared=not common["oversubscribed"]),
+        processes=results,
+        state=machine.state(),
+        measured_at=datetime.now(UTC).strftime("%Y%m%d_%H%M%S"),
+    )
+
+
+def _worst(results: list[dict[str, Any]], field: str) -> dict[str, float]:
+    judged = [result[when][field] for result in results for when in ("before", "after")]
+    return {name: max(one[name] for one in judged) for name in judged[0]}
+
+
+def _figures(cell: Cell, results: list[dict[str, Any]], first: dict[str, Any], *, compared: bool) -> Figures:
+    w = cell.workload
+    series = [result["series"] for result in results]
+    time = stats.estimate([one["samples_ms"] for one in series])
+    ratios = [
+        [mine / theirs for mine, theirs in zip(one["samples_ms"], one["reference_ms"], strict=True)] for one in series
+    ]
+    relative = stats.estimate(ratios) if compared else None
+    flops = roofline.flops(w, cell.family)
+
+    def median(field: str) -> float:
+        return float(statistics.median(result[field] for result in results))
+
+    efficiency = stats.estimate([[1 / ratio for ratio in one] for one in ratios])
+    return Figures(
+        time_ms=Figure(**asdict(time)),
+        relative_time=Figure(**asdict(relative)) if relative else None,
+        efficiency=Figure(**asdict(efficiency)) if compared and cell.family == "ring" else None,
+        throughput_tok_per_s=w.batch * w.seq_len / time.value * 1e3,
+        flops=flops,
+        tflops=flops / time.value / 1e9,
+        first_call_ms=median("first_call_ms"),
+        peak_mib=first["peak_mib"],
+        peak_with_inputs_mib=first["peak_with_inputs_mib"],
+        rss_growth_mib=median("rss_growth_mib"),
+        payload_bytes=results[0].get("payload_bytes"),
+        messages=results[0].get("messages"),
+    )
+
+
+def load_identity(results: Path) -> dict[str, Any]:
+    """What probe wrote."""
+    return read_json(results / "machine.json")  # type: ignore[no-any-return]

@@ -1,0 +1,206 @@
+"""Records -> tables that people read, and the few figures of metrics.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tabulate import tabulate
+
+from bench import stats
+from bench.records import Figure, Record
+
+OK, CROSS, NOTHING = "✓", "✗", "N/A"
+_SEED_HEADERS = [
+    "Implementation", "Batch", "Seq Len", "Heads", "Time (ms)", "Memory (MB)", "Throughput (tok/s)", "Status",
+]  # fmt: skip
+_SEED_ALIGN = ("left", "right", "right", "right", "left", "left", "left", "left")
+_AXES = ("batch", "seq_len", "n_heads", "n_kv_heads", "head_dim", "dtype", "mask", "pass")
+
+
+def seed_grid(rows: list[list[Any]]) -> str:
+    """Rows of the seed table's eight columns, laid out exactly as it was."""
+    return tabulate(rows, _SEED_HEADERS, tablefmt="grid", colalign=_SEED_ALIGN, disable_numparse=True)
+
+
+def seed_table(records: list[Record], device: str, references: Iterable[str]) -> str:
+    """The table that started this project, from records of its grid; yardsticks are left out, as there."""
+    shown = [record for record in records if record.implementation not in references]
+    stamp = max((record.measured_at for record in shown if record.measured_at), default="nothing measured yet")
+    dtypes = dict.fromkeys(record.workload["dtype"] for record in shown)
+    lines = [f"Benchmark Results - {stamp}", f"Device: {device}, Dtype: {', '.join(f'torch.{d}' for d in dtypes)}", ""]
+    lines += [seed_grid([_seed_row(record) for record in shown]), "", *_seed_notes(shown)]
+    return "\n".join(lines) + "\n"
+
+
+def grid_table(records: list[Record], ceiling: dict[str, Any]) -> str:
+    """One line a cell: time and relative time with intervals, share of the ceiling, error, memory, backend."""
+    axes = [axis for axis in _AXES if len({record.workload[axis] for record in records}) > 1]
+    ring = any(record.family == "ring" for record in records)
+    headers = ["implementation", *axes, *(["ranks"] if ring else []), "time ms", f"/ {records[0].reference}"]
+    headers += [
+        "first ms",
+        "TFLOP/s",
+        "of ceiling",
+        "error / budget",
+        "MiB net",
+        "MiB",
+        *(["sent MiB"] if ring else []),
+        "backend",
+    ]
+    rows = [
+        [
+            record.implementation,
+            *(record.workload[axis] for axis in axes),
+            *([_ranks(record)] if ring else []),
+            *_cells(record, ceiling, ring=ring),
+        ]
+        for record in records
+    ]
+    table = tabulate(
+        rows,
+        headers,
+        tablefmt="simple",
+        disable_numparse=True,
+        colalign=("left", *["right"] * (len(headers) - 2), "left"),
+    )
+    return "\n".join([table, "", *_fixed_axes(records[0], axes), *_reasons(records)]) + "\n"
+
+
+def metrics(records: list[Record]) -> dict[str, Any]:
+    """Few enough figures for `dvc metrics diff` to fit a screen: the seed's times, and one ratio a row and grid.
+
+    `relative` is the geometric mean over a grid's cells of the time relative to the family's yardstick.
+    """
+    found: dict[str, Any] = {"cells_ok": 0, "cells_not_ok": 0, "seed_ms": {}, "relative": {}}
+    for record in records:
+        found["cells_ok" if record.status in ("ok", "not_measured") else "cells_not_ok"] += 1
+        if record.grid == "seed" and record.figures and record.implementation != record.reference:
+            name = f"{record.implementation}_h{record.workload['n_heads']:02d}"
+            found["seed_ms"][name] = _rounded(record.figures.time_ms.value)
+    for (family, grid, name), ratios in _ratios(records).items():
+        found["relative"].setdefault(f"{grid}_{family}", {})[name] = _rounded(stats.geometric_mean(ratios))
+    return found
+
+
+def plot_rows(records: list[Record]) -> list[dict[str, Any]]:
+    """One flat row a measured cell, for `dvc plots`."""
+    return [
+        {
+            "implementation": record.implementation,
+            "grid": f"{record.family}-{record.grid}",
+            **{axis: record.workload[axis] for axis in _AXES},
+            "world_size": record.world_size,
+            "time_ms": _rounded(record.figures.time_ms.value),
+            "tflops": _rounded(record.figures.tflops),
+        }
+        for record in records
+        if record.figures
+    ]
+
+
+def interval(figure: Figure | None, digits: int = 3) -> str:
+    """`1.23 [1.20, 1.31]`."""
+    if figure is None:
+        return "-"
+    return f"{_short(figure.value, digits)} [{_short(figure.low, digits)}, {_short(figure.high, digits)}]"
+
+
+def _seed_row(record: Record) -> list[Any]:
+    w, f = record.workload, record.figures
+    figures = [NOTHING] * 3
+    if f:
+        figures = [f"{f.time_ms.value:.2f}", f"{f.peak_with_inputs_mib:.2f}", f"{f.throughput_tok_per_s:.0f}"]
+    return [record.implementation, w["batch"], w["seq_len"], w["n_heads"], *figures, OK if f else CROSS]
+
+
+def _seed_notes(records: list[Record]) -> list[str]:
+    rings = [record for record in records if record.family == "ring"]
+    notes = [
+        "Every row was judged against float64 before and after it was timed. Time: median of process medians.",
+        "Memory (MB): peak of one call with its inputs and weights, in MiB. Throughput: batch x seq_len / time.",
+    ]
+    if any(record.family == "module" for record in records):
+        notes.append("multihead_* include their projections: compare them with each other only.")
+    if rings:
+        sizes = ", ".join(str(n) for n in sorted({record.world_size for record in rings}))
+        notes.append(f"ring_* rows: world_size {sizes}, so nothing is sent; the grid `ring` has more ranks.")
+    return notes + _reasons(records)
+
+
+def _reasons(records: list[Record]) -> list[str]:
+    return [
+        f"{CROSS} {record.implementation} {where(record)}: {record.status}: {record.reason}"
+        for record in records
+        if record.status != "ok"
+    ]
+
+
+def where(record: Record) -> str:
+    """Which cell of its grid a record is, in words."""
+    w = record.workload
+    ranks = f" ranks {record.world_size}" if record.family == "ring" else ""
+    return f"({w['n_heads']} heads, seq_len {w['seq_len']}, {w['dtype']}, {w['mask']}, {w['pass']}{ranks})"
+
+
+def _ranks(record: Record) -> str:
+    return f"{record.world_size}*" if record.oversubscribed else str(record.world_size)
+
+
+def _fixed_axes(record: Record, varying: list[str]) -> list[str]:
+    fixed = ", ".join(f"{axis} {record.workload[axis]}" for axis in _AXES if axis not in varying)
+    lines = [f"All: {fixed}. Intervals: 95 %, bootstrapped over processes. MiB net: peak of a call without its inputs."]
+    if record.family == "ring":
+        lines.append(
+            f"Time: the slowest rank's. / {record.reference}: to one process on all cores. "
+            "*: more ranks than cores, oversubscribed, not compared."
+        )
+    return lines
+
+
+def _cells(record: Record, ceiling: dict[str, Any], *, ring: bool) -> list[str]:
+    f = record.figures
+    worst = f"{max(record.over_budget.values()):.2f}" if record.over_budget else "-"
+    if f is None:
+        return [
+            f"{CROSS} {record.status}",
+            "-",
+            "-",
+            "-",
+            "-",
+            worst,
+            "-",
+            "-",
+            *(["-"] if ring else []),
+            record.backend or "-",
+        ]
+    peak = ceiling["matrix_product"].get(record.workload["dtype"], {}).get("tflops")
+    return [
+        interval(f.time_ms),
+        interval(f.relative_time),
+        _short(f.first_call_ms),
+        _short(f.tflops),
+        f"{100 * f.tflops / peak:.0f} %" if peak else "-",
+        worst,
+        f"{f.peak_mib:.1f}",
+        f"{f.peak_with_inputs_mib:.1f}",
+        *([f"{(f.payload_bytes or 0) / 2**20:.1f}"] if ring else []),
+        record.backend or "-",
+    ]
+
+
+def _ratios(records: list[Record]) -> dict[tuple[str, str, str], list[float]]:
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for record in records:
+        if record.figures and record.figures.relative_time and record.implementation != record.reference:
+            key = (record.family, record.grid, record.implementation)
+            found.setdefault(key, []).append(record.figures.relative_time.value)
+    return found
+
+
+def _short(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")

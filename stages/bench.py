@@ -1,0 +1,34 @@
+"""Stage `bench_FAMILY@machine-impl-grid`: measure one implementation on one grid. Exits 0 whatever a cell's status."""
+
+import sys
+from pathlib import Path
+
+from bench import grid, guard, records, runner
+from bench.files import read_json
+
+
+def main(family: str, machine: str, name: str, grid_name: str) -> int:
+    """Goes on where an interrupted run stopped."""
+    guard.die_with_dvc()
+    results = Path("results") / machine
+    campaign = runner.Campaign(
+        params=grid.load(),
+        identity=read_json(results / "machine.json"),
+        family=family,
+        implementation=name,
+        grid=grid_name,
+        oracle=runner.ORACLE / family / grid_name,
+        verdict=read_json(records.verdict_path(results, name)),
+    )
+    try:
+        measured = runner.run(campaign)
+    except KeyboardInterrupt:
+        print("interrupted; what was measured is kept, run `dvc repro` to go on", file=sys.stderr)
+        return 130
+    records.write(records.bench_path(results, name, grid_name), measured)
+    runner.finish(campaign)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

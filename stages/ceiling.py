@@ -1,0 +1,26 @@
+"""Stage `ceiling`: the best matrix-product and copy rates of this machine."""
+
+import sys
+from pathlib import Path
+
+from bench import guard, worker
+from bench.files import read_json, write_json
+from bench.runner import device_lock
+
+
+def main(machine: str) -> int:
+    """In a process of its own, as everything that is timed."""
+    guard.die_with_dvc()
+    identity = read_json(Path("results") / machine / "machine.json")
+    job = {"threads": identity["threads"], "device": identity["device"]}
+    with device_lock(identity["device"]):
+        found = worker.isolated("measure_ceiling", job, deadline_s=300)
+    if found.pop("status") != "ok":
+        print(f"ceiling: {found['reason']}", file=sys.stderr)
+        return 1
+    write_json(Path("results") / machine / "ceiling.json", found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
