@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from bench import commands, grid
 
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description="Benchmarks of attention: judged, then measured, then recorded.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=100),  # the README shows it
     )
     subs = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import itertools
 import re
@@ -205,14 +206,37 @@ def load(path: Path = Path("params.yaml")) -> Params:
         raise InvalidParams([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from None
     if not isinstance(raw, dict):
         raise InvalidParams([f"{path}: must be a mapping of keys to values"])
+    params, faults = _validated(raw)
+    if faults or params is None:
+        raise InvalidParams([f"{path}: {fault}" for fault in faults])
+    return params
+
+
+def _validated(raw: Any) -> tuple[Params | None, list[str]]:
+    """The values by themselves first; then, without those that are wrong, how they fit together."""
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        raise InvalidParams([f"{path}: {_fault(raw, item)}" for item in error.errors()]) from None
-    faults = [f"{path}: {fault}" for fault in _disagreements(params)]
-    if faults:
-        raise InvalidParams(faults)
-    return params
+        faults = [_fault(item) for item in error.errors()]
+        try:
+            rest = Params.model_validate(_without(raw, [item["loc"] for item in error.errors()]))
+        except ValidationError:
+            return None, faults
+        return None, faults + _disagreements(rest)
+    return params, _disagreements(params)
+
+
+def _without(raw: Any, places: list[tuple[Any, ...]]) -> Any:
+    rest = copy.deepcopy(raw)
+    for *parents, last in sorted(places, key=str, reverse=True):
+        found = rest
+        for part in parents:
+            found = found.get(part) if isinstance(found, dict) else found[part] if isinstance(found, list) else None
+        if isinstance(found, list):
+            found[last : last + 1] = []
+        elif isinstance(found, dict):
+            found.pop(last, None)
+    return rest
 
 
 class _NoDuplicates(yaml.SafeLoader):
@@ -244,9 +268,9 @@ _ALLOWED = {
 }
 
 
-def _fault(raw: Any, error: Any) -> str:
-    """`grids.seed.n_heads[1] = -8: allowed: a whole number above 0`."""
-    where, value, model = "", raw, Params
+def _fault(error: Any) -> str:
+    """`grids.seed.n_heads[1] = -8, allowed: a whole number above 0`."""
+    where = ""
     for part in error["loc"]:
         if isinstance(part, int):
             where += f"[{part}]"
@@ -257,13 +281,14 @@ def _fault(raw: Any, error: Any) -> str:
     if kind == "missing":
         return f"{where} is missing"
     if kind == "extra_forbidden":
-        return f"{where}: unknown key, allowed: {', '.join(_siblings(model, error['loc']))}"
+        return f"{where}: unknown key, allowed: {', '.join(_siblings(error['loc']))}"
     allowed = _ALLOWED.get(kind) or error.get("ctx", {}).get("expected", error["msg"]).replace("'", "")
     return f"{where} = {value!r}, allowed: {allowed}"
 
 
-def _siblings(model: Any, loc: tuple[Any, ...]) -> list[str]:
+def _siblings(loc: tuple[Any, ...]) -> list[str]:
     """The keys that are allowed beside the last part of a location."""
+    model: Any = Params
     for part in loc[:-1]:
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             break

@@ -14,8 +14,8 @@ from bench.records import Record
 _HOW_TO_READ = """\
 Every row was judged against float64 attention before it was timed and after; a row without a figure says why.
 Compare rows of one table only: each table is one family (core: q, k, v -> out; module: with projections;
-ring: shards over ranks). `error / budget` above 1 would be wrong; budgets are explained in docs/how-we-judge.md,
-timing in docs/how-we-measure.md."""
+ring: shards over ranks). `error (of budget)` names the worst tensor, its largest error, and its worst share of
+the error budget; above 1 would be wrong. Budgets: docs/how-we-judge.md; timing: docs/how-we-measure.md."""
 
 
 def load(params: Params, results: Path) -> list[Record]:

@@ -42,7 +42,7 @@ def grid_table(records: list[Record], ceiling: dict[str, Any]) -> str:
         "first ms",
         "TFLOP/s",
         "of ceiling",
-        "error / budget",
+        "error (of budget)",
         "MiB net",
         "MiB",
         *(["sent MiB"] if ring else []),
@@ -89,6 +89,7 @@ def plot_rows(records: list[Record]) -> list[dict[str, Any]]:
         {
             "implementation": record.implementation,
             "grid": f"{record.family}-{record.grid}",
+            "panel": ", ".join(str(record.workload[axis]) for axis in ("dtype", "mask", "pass")),
             **{axis: record.workload[axis] for axis in _AXES},
             "world_size": record.world_size,
             "time_ms": _rounded(record.figures.time_ms.value),
@@ -160,7 +161,10 @@ def _fixed_axes(record: Record, varying: list[str]) -> list[str]:
 
 def _cells(record: Record, ceiling: dict[str, Any], *, ring: bool) -> list[str]:
     f = record.figures
-    worst = f"{max(record.over_budget.values()):.2f}" if record.over_budget else "-"
+    worst = "-"
+    if record.over_budget:
+        name = max(record.over_budget, key=lambda tensor: record.over_budget[tensor])
+        worst = f"{name} {record.max_abs_error[name]:.1e} ({record.over_budget[name]:.2f})"
     if f is None:
         return [
             f"{CROSS} {record.status}",

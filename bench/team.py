@@ -84,17 +84,11 @@ class Ranks:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         host = "127.0.0.1" if one_node else self._mpi.Get_processor_name()
         timeout = timedelta(seconds=timeout_s)
-        port = np.zeros(1, dtype=np.int64)
-        store = None
+        mine = None
         if self.rank == 0:
-            store = TCPStore(host, 0, self.world_size, is_master=True, timeout=timeout, wait_for_workers=False)
-            port[0] = store.port
-        self._world.Bcast(port)
-        if store is None:
-            host = self._world.bcast(host) if not one_node else host
-            store = TCPStore(host, int(port[0]), self.world_size, is_master=False, timeout=timeout)
-        elif not one_node:
-            self._world.bcast(host)
+            mine = TCPStore(host, 0, self.world_size, is_master=True, timeout=timeout, wait_for_workers=False)
+        host, port = self._world.bcast((host, mine.port if mine else 0))
+        store = mine or TCPStore(host, port, self.world_size, is_master=False, timeout=timeout)
         if device == "cuda":
             torch.cuda.set_device(node.rank)
         backend = "nccl" if device == "cuda" else "gloo"
