@@ -10,10 +10,10 @@ import torch
 from attn.contract import Dtype, MaskKind, Workload
 from attn.registry import Implementation
 from bench import oracle
+from bench.jobs import CHECKED_WORLD_SIZES
 from bench.oracle import Tensors
 
 ODD_LENGTHS = (1, 2, 63, 65, 127, 513, 1000)
-WORLD_SIZES = (1, 2, 4)
 DTYPE_ORDER: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 MASK_ORDER: tuple[MaskKind, ...] = ("full", "causal")
 
@@ -37,7 +37,7 @@ def cases(implementation: Implementation) -> list[Case]:
     """All cases that fit what an implementation declares; rings on 1, 2 and 4 ranks."""
     fitting = [case for case in _all(implementation.kind) if not _undeclared(implementation, case)]
     if implementation.kind == "ring":
-        return [replace(case, world_size=n) for n in WORLD_SIZES for case in fitting]
+        return [replace(case, world_size=n) for n in CHECKED_WORLD_SIZES for case in fitting]
     return fitting
 
 
@@ -96,6 +96,6 @@ def _all(kind: str) -> Iterator[Case]:
 
 def strided(x: torch.Tensor) -> torch.Tensor:
     """The same values as a slice of a wider buffer: every stride but the last is not what a dense tensor has."""
-    wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan, dtype=x.dtype)
+    wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan, dtype=x.dtype, device=x.device)
     wide[..., : x.shape[-1]] = x
     return wide[..., : x.shape[-1]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,9 @@ from attn.contract import Unsupported, Workload
 from bench import cases, oracle
 from bench.calls import make
 from bench.cases import Case
+from bench.jobs import CheckJob
 from bench.judge import judge
 from bench.team import Solo, Team
-
-
-@dataclass(frozen=True)
-class CheckJob:
-    """What a worker must know to check an implementation on some of its cases."""
-
-    implementation: str
-    device: str
-    threads: int
-    seed: int
-    world_size: int
-    workloads: list[dict[str, Any]]
 
 
 def check(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from attn import registry
 from attn.contract import Workload
-from bench import cases, launch, machine, worker
+from bench import launch, machine, worker
 from bench.grid import Params
+from bench.jobs import CHECKED_WORLD_SIZES, CheckJob
 from bench.progress import steps
 
 _DEADLINE_FACTOR = 3  # all cases of an implementation, against one cell of a table
@@ -28,7 +30,7 @@ def check(path: Path, params: Params, identity: dict[str, Any], workloads: Seque
     if identity["device"] not in implementation.devices:
         reason = f"device {identity['device']} is not among {', '.join(implementation.devices)}"
         return {**report, "status": "unsupported", "reason": reason, "cases": []}
-    sizes = cases.WORLD_SIZES if implementation.kind == "ring" else (1,)
+    sizes = CHECKED_WORLD_SIZES if implementation.kind == "ring" else (1,)
     found: list[dict[str, Any]] = []
     with steps(f"check {implementation.name}", len(sizes)) as progress:
         for world_size in sizes:
@@ -56,14 +58,16 @@ def _run(
     world_size: int,
     workloads: Sequence[Workload],
 ) -> dict[str, Any]:
-    job = {
-        "implementation": str(implementation.path),
-        "device": identity["device"],
-        "threads": machine.threads_per_rank(identity["threads"], world_size),
-        "seed": params.protocol.seed,
-        "world_size": world_size,
-        "workloads": [workload.as_dict() for workload in workloads],
-    }
+    job = asdict(
+        CheckJob(
+            implementation=str(implementation.path),
+            device=identity["device"],
+            threads=machine.threads_per_rank(identity["threads"], world_size),
+            seed=params.protocol.seed,
+            world_size=world_size,
+            workloads=[workload.as_dict() for workload in workloads],
+        )
+    )
     limits: dict[str, Any] = {
         "deadline_s": params.protocol.deadline_s * _DEADLINE_FACTOR,
         "memory_bytes": worker.memory_limit(params.protocol.memory_limit_gib),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import resource
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +16,12 @@ from attn.contract import Unsupported, Workload
 from bench import oracle
 from bench.calls import CoreCall, make
 from bench.device import Cpu, open_device
+from bench.jobs import Job
 from bench.judge import Verdict, judge
 from bench.team import Solo, Team
 from bench.timing import sample_pairs
 
 MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that a worker must know; plain values, so that it travels as JSON.
-
-    threads: of each rank. all_threads: of the reference, which runs in one process on the whole machine.
-    """
-
-    implementation: str
-    reference: str
-    oracle: str
-    workload: dict[str, Any]
-    world_size: int
-    device: str
-    threads: int
-    all_threads: int
-    protocol: dict[str, Any]
-    process: int
 
 
 def measure(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:

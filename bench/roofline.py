@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from attn.contract import DTYPES, Workload
-from bench.device import Cpu, open_device
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.device import Cpu
 
 SIZES = (1024, 2048, 4096)
 COPY_BYTES = 256 << 20
@@ -34,6 +36,10 @@ def flops(workload: Workload, kind: str) -> int:
 
 def measure_ceiling(job: dict[str, Any]) -> dict[str, Any]:
     """Best torch.mm rate per dtype over n = 1024 to 4096, and the rate of a copy (bytes read plus written)."""
+    import torch
+
+    from bench.device import open_device
+
     torch.set_num_threads(job["threads"])
     device = open_device(job["device"])
     rates = {dtype: _product_rate(device, getattr(torch, dtype)) for dtype in DTYPES}
@@ -42,6 +48,8 @@ def measure_ceiling(job: dict[str, Any]) -> dict[str, Any]:
 
 def _product_rate(device: Cpu, dtype: torch.dtype) -> dict[str, Any]:
     """Best of the sizes; a size whose product would take seconds is left out, and named."""
+    import torch
+
     best, best_n, skipped, previous_ms = 0.0, 0, [], 0.0
     for n in SIZES:
         if previous_ms * 8 > _SLOW_MS:
@@ -62,6 +70,8 @@ def _product_rate(device: Cpu, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _copy_rate(device: Cpu) -> float:
+    import torch
+
     source = torch.ones(COPY_BYTES, dtype=torch.int8, device=device.name)
     target = torch.empty_like(source)
     milliseconds = min(device.elapsed_ms(lambda: target.copy_(source), 1) for _ in range(_ROUNDS))

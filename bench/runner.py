@@ -18,7 +18,7 @@ from attn import registry
 from bench import closure, launch, machine, records, roofline, stats, worker
 from bench.files import read_json
 from bench.grid import Cell, Params, cells
-from bench.measure import Job
+from bench.jobs import Job
 from bench.progress import Steps, steps
 from bench.records import Figure, Figures, Record
 from bench.store import Store

@@ -22,7 +22,7 @@ from typing import Any
 from bench import guard
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOAD = ["torch", "bench.measure", "bench.check", "bench.roofline", "bench.worker"]
+_PRELOAD = ["torch", "bench.measure", "bench.check", "bench.roofline", "bench.runner", "bench.checking"]
 _TASKS = {"measure": "measure", "check": "check", "measure_ceiling": "roofline"}  # task -> its module of bench
 _LAST_LINES = 3
 

@@ -1,0 +1,39 @@
+"""What a worker is told: plain values that travel as JSON. Free of torch, as is whoever writes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+CHECKED_WORLD_SIZES = (1, 2, 4)  # on which rings are checked
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker must know to measure a cell in one process.
+
+    threads: of each rank. all_threads: of the reference, which runs in one process on the whole machine.
+    """
+
+    implementation: str
+    reference: str
+    oracle: str
+    workload: dict[str, Any]
+    world_size: int
+    device: str
+    threads: int
+    all_threads: int
+    protocol: dict[str, Any]
+    process: int
+
+
+@dataclass(frozen=True)
+class CheckJob:
+    """What a worker must know to check an implementation on some of its cases."""
+
+    implementation: str
+    device: str
+    threads: int
+    seed: int
+    world_size: int
+    workloads: list[dict[str, Any]]
