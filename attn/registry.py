@@ -10,7 +10,8 @@ import ast
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -74,7 +75,7 @@ def read(path: Path) -> Implementation:
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
         constants = _constants(tree)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, TypeError) as error:
         return Implementation(path.stem, path, fault=f"broken file {path.name}: {_one_line(error)}")
     return Implementation(
         name=path.stem,
@@ -98,10 +99,17 @@ def load(implementation: Implementation) -> ModuleType:
     """
     if implementation.fault:
         raise Unsupported(implementation.fault)
-    try:
+    with third_party():
         if implementation.path.parent == IMPL_DIR:
             return importlib.import_module(f"attn.impl.{implementation.name}")
         return _load_from(implementation.path)
+
+
+@contextmanager
+def third_party() -> Iterator[None]:
+    """A third-party package that is missing is Unsupported, in a file's head and in its functions alike."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing in ("", "attn", "bench", "stages"):
@@ -136,11 +144,12 @@ def _load_from(path: Path) -> ModuleType:
 def _constants(tree: ast.Module) -> dict[str, Any]:
     found = dict(_OPTIONAL)
     for node in tree.body:
+        pairs: list[tuple[str, ast.expr]] = []
         if isinstance(node, ast.Assign):
-            for target in node.targets:
-                for name, value in _pairs(target, node.value):
-                    if name in _REQUIRED or name in _OPTIONAL:
-                        found[name] = _literal(name, value)
+            pairs = [pair for target in node.targets for pair in _pairs(target, node.value)]
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            pairs = _pairs(node.target, node.value)
+        found |= {name: _literal(name, value) for name, value in pairs if name in _REQUIRED or name in _OPTIONAL}
     missing = [name for name in _REQUIRED if name not in found]
     if missing:
         raise ValueError(f"{', '.join(missing)} missing at the top of the file")
@@ -158,7 +167,7 @@ def _pairs(target: ast.expr, value: ast.expr) -> list[tuple[str, ast.expr]]:
 def _literal(name: str, node: ast.expr) -> Any:
     try:
         value = ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):
         raise ValueError(f"{name} is not a literal") from None
     if name in ("BACKWARD", "CROSS_LENGTH"):
         if not isinstance(value, bool):

@@ -36,7 +36,7 @@ def _imports(path: Path) -> list[Path]:
     if tree is None:
         return []
     found = []
-    for module in _modules(tree):
+    for module in _modules(tree, path):
         base = ROOT.joinpath(*module.split("."))
         for candidate in (base.with_suffix(".py"), base / "__init__.py"):
             if candidate.exists():
@@ -44,14 +44,22 @@ def _imports(path: Path) -> list[Path]:
     return found
 
 
-def _modules(tree: ast.Module) -> Iterator[str]:
+def _modules(tree: ast.Module, path: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            package = ".".join(filter(None, (_package(path, node.level), node.module)))
+            names = [package, *(f"{package}.{alias.name}" for alias in node.names)]
         yield from (name for name in names if name.split(".")[0] in PACKAGES)
+
+
+def _package(path: Path, level: int) -> str:
+    """Where a relative import with that many dots begins; nothing for an absolute one."""
+    if not level or not path.is_relative_to(ROOT):
+        return ""
+    return ".".join(path.relative_to(ROOT).parts[:-level])
 
 
 @cache

@@ -15,7 +15,7 @@ from attn import registry
 from attn.registry import Implementation
 from bench import docs as generated
 from bench import grid as grids
-from bench import tables
+from bench import machine, tables
 from bench.grid import Params
 
 RESULTS = Path("results")
@@ -27,6 +27,7 @@ class BadInput(Exception):
 
 def validate(params: Params, _: Namespace) -> int:
     """That we got here says it all."""
+    machine.device_of(params)
     rows, chosen = len(params.implementations()), len(params.grids)
     print(f"params.yaml is valid: {rows} implementations, {chosen} grids")
     return 0
@@ -34,9 +35,7 @@ def validate(params: Params, _: Namespace) -> int:
 
 def list_(params: Params, asked: Namespace) -> int:
     """Every file of attn/impl, listed in params.yaml or not."""
-    from bench import device
-
-    here = device.resolve(params.device)
+    here = machine.device_of(params)
     listed = params.implementations()
     rows = [_listed(one, here, one.name in listed) for one in registry.find().values()]
     if asked.json:
@@ -50,7 +49,7 @@ def list_(params: Params, asked: Namespace) -> int:
 
 def check(params: Params, asked: Namespace) -> int:
     """Exit 0 right, 1 wrong or broken."""
-    from bench import checking, machine
+    from bench import checking
 
     implementation = _implementation(asked.implementation)
     workloads = _grid(params, asked.grid).workloads() if asked.grid else []
@@ -64,13 +63,15 @@ def check(params: Params, asked: Namespace) -> int:
 
 def run(params: Params, asked: Namespace) -> int:
     """Check, then measure into a table or JSON; nothing under results/ is touched. Exit 1 when a cell failed."""
-    from bench import checking, machine, oracle, records, roofline, runner, worker
+    from bench import checking, oracle, records, roofline, runner, worker
 
     implementation = _implementation(asked.implementation)
     _grid(params, asked.grid)
     if implementation.path.parent != registry.IMPL_DIR:
         raise BadInput(f"{asked.implementation}: only rows in attn/impl can be measured; `check` judges any file")
-    family = implementation.kind if not implementation.fault else params.family_of(implementation.name)
+    if implementation.fault:
+        raise BadInput(implementation.fault)
+    family = implementation.kind
     identity = machine.identity(params)
     report = checking.check(implementation.path, params, identity)
     with tempfile.TemporaryDirectory(prefix="attn-bench-") as folder:
@@ -87,6 +88,8 @@ def run(params: Params, asked: Namespace) -> int:
     else:
         job = {"threads": identity["threads"], "device": identity["device"]}
         ceiling = worker.isolated(roofline.measure_ceiling.__name__, job, deadline_s=300)
+        if ceiling["status"] != "ok":
+            raise BadInput(f"the machine's ceiling: {ceiling['reason']}")
         print(tables.grid_table(measured, ceiling))
     return 1 if any(record.status in records.FAILED for record in measured) else 0
 

@@ -1,6 +1,6 @@
 """All that differs between cpu and cuda: clock, memory, cache flush, synchronisation, name.
 
-Kept short, to be read line by line. Nothing else in bench/ asks which device it is on, but for `auto`.
+Kept short, to be read line by line.
 """
 
 from __future__ import annotations
@@ -83,13 +83,6 @@ class Cuda(Cpu):
     def synchronize(self) -> None:
         """Wait for everything that was queued."""
         torch.cuda.synchronize()
-
-
-def resolve(asked: str) -> str:
-    """`auto` -> cuda where torch sees a device, else cpu."""
-    if asked != "auto":
-        return asked
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def open_device(name: str) -> Cpu:

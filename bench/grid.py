@@ -202,6 +202,8 @@ def load(path: Path = Path("params.yaml")) -> Params:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates)  # noqa: S506  # a safe loader, see below
     except FileNotFoundError:
         raise InvalidParams([f"{path}: no such file; run this in the root of the repository"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidParams([f"{path}: cannot be read as UTF-8 text: {error}"]) from None
     except yaml.YAMLError as error:
         raise InvalidParams([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from None
     if not isinstance(raw, dict):
@@ -218,8 +220,11 @@ def _validated(raw: Any) -> tuple[Params | None, list[str]]:
         params = Params.model_validate(raw)
     except ValidationError as error:
         faults = [_fault(item) for item in error.errors()]
+        places = [item["loc"] for item in error.errors()]
+        if any(len(place) < 3 and place[0] == "grids" for place in places):
+            return None, faults  # without a grid, all who name it would seem wrong
         try:
-            rest = Params.model_validate(_without(raw, [item["loc"] for item in error.errors()]))
+            rest = Params.model_validate(_without(raw, places))
         except ValidationError:
             return None, faults
         return None, faults + _disagreements(rest)
@@ -228,7 +233,8 @@ def _validated(raw: Any) -> tuple[Params | None, list[str]]:
 
 def _without(raw: Any, places: list[tuple[Any, ...]]) -> Any:
     rest = copy.deepcopy(raw)
-    for *parents, last in sorted(places, key=str, reverse=True):
+    whole = [place[:4] if "exclude" in place else place for place in places]
+    for *parents, last in reversed(list(dict.fromkeys(whole))):  # from the end: an index stays what it was
         found = rest
         for part in parents:
             found = found.get(part) if isinstance(found, dict) else found[part] if isinstance(found, list) else None
@@ -246,6 +252,8 @@ class _NoDuplicates(yaml.SafeLoader):
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.YAMLError(f"line {key.start_mark.line + 1}: a key must be a word")
         if key.value in seen:
             raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value} is given twice")
         seen.add(key.value)
@@ -393,4 +401,4 @@ def _hint(name: str, allowed: list[str]) -> str:
 
 def valid_name(name: str) -> bool:
     """Whether a name can be a folder of results and a key of params.yaml."""
-    return re.match(NAME, name) is not None
+    return re.fullmatch(NAME, name) is not None

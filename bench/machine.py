@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.files import read_json
-from bench.grid import Params
+from bench.grid import InvalidParams, Params
 
 UNAVAILABLE = "unavailable"
 SCHEMA_VERSION = 1
@@ -27,9 +27,6 @@ class OtherMachine(Exception):
 
 def identity(params: Params) -> dict[str, Any]:
     """Hardware, versions, device and threads. No time, no load: a second call gives the same."""
-    from bench.device import resolve
-
-    device = resolve(params.device)
     return {
         "schema_version": SCHEMA_VERSION,
         "cpu_model": _cpu_model(),
@@ -42,10 +39,26 @@ def identity(params: Params) -> dict[str, Any]:
         "triton": version("triton"),
         "mpi": f"mpich {version('mpich')}" if version("mpich") != UNAVAILABLE else UNAVAILABLE,
         "mpi4py": version("mpi4py"),
-        "device": device,
+        "device": device_of(params),
         "threads": params.threads or cpu_count(),
         "image": os.environ.get("ATTN_BENCH_IMAGE") or UNAVAILABLE,
     }
+
+
+def device_of(params: Params) -> str:
+    """`cpu` or `cuda`; `auto` is cuda where torch sees a device.
+
+    Raises:
+        InvalidParams: cuda is asked for where there is none.
+    """
+    if params.device == "cpu":
+        return "cpu"
+    import torch
+
+    here = torch.cuda.is_available()
+    if params.device == "cuda" and not here:
+        raise InvalidParams(["params.yaml: device = 'cuda': torch sees no CUDA device here, allowed: auto, cpu"])
+    return "cuda" if here else "cpu"
 
 
 def state() -> dict[str, Any]:

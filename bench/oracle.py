@@ -114,8 +114,9 @@ def read(path: Path) -> Solved:
 def mirrored(kind: str, solved: Solved) -> Solved:
     """Other inputs whose truth is known exactly, to be judged after timing: outputs kept from before are wrong.
 
-    v -> -v and dout -> 2 dout make out -> -out, dv -> 2 dv, dq and dk -> -2 times, lse the same; and every
-    head moves on by one group of kv heads, so that lse changes too. For a module, x -> -x and dout -> 2 dout
+    v -> -v and dout -> 2 dout make out -> -out, dv -> 2 dv, dq and dk -> -2 times, lse the same; and heads
+    move on (by a group where there are several kv heads), so that where there is more than one, lse changes
+    too. For a module, x -> -x and dout -> 2 dout
     make out -> -out, dx -> 2 dx, weight gradients -> -2 times. All factors are powers of two, so budgets
     keep their meaning.
     """
@@ -124,22 +125,16 @@ def mirrored(kind: str, solved: Solved) -> Solved:
     n_kv_heads = 1 if kind == "module" else solved.inputs["k"].shape[2]
 
     def image(name: str, x: Tensor, factor: int) -> Tensor:
-        x = x * factor
         if kind == "module":
-            return x
+            return x * factor
         heads_dim = 1 if name == "lse" else 2
-        return x.roll(x.shape[heads_dim] // n_kv_heads, heads_dim)
+        return (x * factor).roll(x.shape[heads_dim] // n_kv_heads if n_kv_heads > 1 else 1, heads_dim)
 
-    return Solved(
-        {name: image(name, x, factors.get(name, 1)) for name, x in solved.inputs.items()},
-        {name: image(name, x, factors.get(name, 1)) for name, x in solved.truth.items()},
-        {
-            name: image(name, x[..., None], abs(factors.get(name, 1)))[..., 0]
-            if name != "lse"
-            else x.roll(x.shape[1] // n_kv_heads, 1)
-            for name, x in solved.budget.items()
-        },
-    )
+    def images(tensors: Tensors) -> Tensors:
+        return {name: image(name, x, factors.get(name, 1)) for name, x in tensors.items()}
+
+    budget = {name: image(name, x, abs(factors.get(name, 1))) for name, x in solved.budget.items()}
+    return Solved(images(solved.inputs), images(solved.truth), budget)
 
 
 def _truth(kind: str, w: Workload, given: Tensors, shake: reference.Shake | None = None) -> Tensors:

@@ -25,6 +25,12 @@ class Figure(_Frozen):
     low: Finite
     high: Finite
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Figure:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"{self.value} lies outside of its interval, {self.low} to {self.high}")
+        return self
+
 
 class Figures(_Frozen):
     """What is known of a right cell.
@@ -80,8 +86,10 @@ class Record(_Frozen):
             raise ValueError("a reason is one line of words")
         if self.figures and self.processes == []:
             raise ValueError("figures come with all their samples")
-        if self.status == "ok" and any(ratio > 1 for ratio in self.over_budget.values()):
+        if self.status == "ok" and not all(ratio <= 1 for ratio in self.over_budget.values()):
             raise ValueError("ok, but over its error budget")
+        if self.over_budget.keys() != self.max_abs_error.keys():
+            raise ValueError("every judged tensor has both its error and its share of the budget")
         return self
 
 

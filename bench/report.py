@@ -22,7 +22,7 @@ def load(params: Params, results: Path) -> list[Record]:
     """Every record that params.yaml asks for, in its order.
 
     Raises:
-        FileNotFoundError: nothing was measured at all.
+        FileNotFoundError: nothing was measured at all, or the machine is not known.
     """
     found = []
     for _, grid, name in _asked(params):
@@ -31,6 +31,9 @@ def load(params: Params, results: Path) -> list[Record]:
             found += records.read(path)
     if not found:
         raise FileNotFoundError(f"{results}: nothing measured yet; run `make bench`")
+    for name in ("machine.json", "ceiling.json"):
+        if not (results / name).exists():
+            raise FileNotFoundError(f"{results}: no {name}; run `make bench` to finish")
     return found
 
 

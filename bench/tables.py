@@ -35,7 +35,7 @@ def seed_table(records: list[Record], device: str, references: Iterable[str]) ->
 
 def grid_table(records: list[Record], ceiling: dict[str, Any]) -> str:
     """One line a cell: time and relative time with intervals, share of the ceiling, error, memory, backend."""
-    axes = [axis for axis in _AXES if len({record.workload[axis] for record in records}) > 1]
+    axes = _varying(records)
     ring = any(record.family == "ring" for record in records)
     headers = ["implementation", *axes, *(["ranks"] if ring else []), "time ms", f"/ {records[0].reference}"]
     headers += [
@@ -72,9 +72,9 @@ def metrics(records: list[Record]) -> dict[str, Any]:
 
     `relative` is the geometric mean over a grid's cells of the time relative to the family's yardstick.
     """
-    found: dict[str, Any] = {"cells_ok": 0, "cells_not_ok": 0, "seed_ms": {}, "relative": {}}
+    found: dict[str, Any] = {"cells_ok": 0, "cells_left_out": 0, "cells_not_ok": 0, "seed_ms": {}, "relative": {}}
     for record in records:
-        found["cells_ok" if record.status in ("ok", "not_measured") else "cells_not_ok"] += 1
+        found[{"ok": "cells_ok", "not_measured": "cells_left_out"}.get(record.status, "cells_not_ok")] += 1
         if record.grid == "seed" and record.figures and record.implementation != record.reference:
             name = f"{record.implementation}_h{record.workload['n_heads']:02d}"
             found["seed_ms"][name] = _rounded(record.figures.time_ms.value)
@@ -148,8 +148,16 @@ def _ranks(record: Record) -> str:
     return f"{record.world_size}*" if record.oversubscribed else str(record.world_size)
 
 
+def _varying(records: list[Record]) -> list[str]:
+    """Axes that take several values; n_kv_heads only where it is not simply n_heads."""
+    grouped = any(record.workload["n_kv_heads"] != record.workload["n_heads"] for record in records)
+    axes = [axis for axis in _AXES if len({record.workload[axis] for record in records}) > 1]
+    return [axis for axis in axes if axis != "n_kv_heads" or grouped]
+
+
 def _fixed_axes(record: Record, varying: list[str]) -> list[str]:
-    fixed = ", ".join(f"{axis} {record.workload[axis]}" for axis in _AXES if axis not in varying)
+    shown = [axis for axis in _AXES if axis not in varying and (axis != "n_kv_heads" or "n_heads" not in varying)]
+    fixed = ", ".join(f"{axis} {record.workload[axis]}" for axis in shown)
     lines = [f"All: {fixed}. Intervals: 95 %, bootstrapped over processes. MiB net: peak of a call without its inputs."]
     if record.family == "ring":
         lines.append(
@@ -203,7 +211,8 @@ def _ratios(records: list[Record]) -> dict[tuple[str, str, str], list[float]]:
 
 
 def _short(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
+    text = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e+" in text else text
 
 
 def _rounded(value: float) -> float:

@@ -22,7 +22,7 @@ def forward(
     """`out` (as q) and `lse` (b, h, s) float32. `causal`: query i sees keys 0 to i of this block."""
     group = q_bshd.shape[2] // k_btgd.shape[2]
     q, k, v = _heads_first(q_bshd), _heads_first(k_btgd, group), _heads_first(v_btgd, group)
-    if q.device.type == "cpu":
+    if _fused(q):
         out, lse = _FLASH(q, k, v, 0.0, causal, scale=softmax_scale)
         return out.transpose(1, 2), lse
     scores = _scores(q, k, softmax_scale, causal)
@@ -47,7 +47,7 @@ def backward(
     group = q_bshd.shape[2] // kv_heads
     q, dout, out = (_heads_first(x) for x in (q_bshd, dout_bshd, out_bshd))
     k, v = _heads_first(k_btgd, group), _heads_first(v_btgd, group)
-    if q.device.type == "cpu":
+    if _fused(q):
         dq, dk, dv = _FLASH_BACKWARD(dout, q, k, v, out, lse_bhs, 0.0, causal, scale=softmax_scale)
     else:
         weights = torch.exp(_scores(q, k, softmax_scale, causal) - lse_bhs[..., None])
@@ -56,6 +56,10 @@ def backward(
         dq, dk, dv = dscores @ k.float(), dscores.mT @ q.float(), weights.mT @ dout.float()
     dk, dv = (x.unflatten(1, (kv_heads, group)).sum(2).transpose(1, 2) for x in (dk, dv))
     return dq.transpose(1, 2), dk, dv
+
+
+def _fused(q: Tensor) -> bool:
+    return q.device.type == "cpu"
 
 
 def _heads_first(x: Tensor, repeat: int = 1) -> Tensor:

@@ -1,0 +1,265 @@
+"""bench.judge: wrong attentions are rejected for their reason, right ones are accepted."""
+
+import math
+import re
+from functools import cache
+
+import pytest
+import torch
+
+from attn import registry
+from attn.contract import Mask, Workload
+from attn.reference import plain_attention
+from bench import oracle
+from bench.calls import make
+from bench.judge import judge
+
+GQA = Workload(1, 65, 4, 2, 16, "float32", "causal", "forward_backward", softmax_scale=0.3)
+WRONG = {}  # name -> (the function, what the reason must say)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Many small products: a second thread would spend its time waiting."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def wrong(reason):
+    def keep(function):
+        WRONG[function.__name__] = (function, reason)
+        return function
+
+    return keep
+
+
+def plain(q, k, v, softmax_scale=GQA.softmax_scale, allowed=None):
+    """Attention with a mask of one's own; heads of k and v as q's. Returns out and lse."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    scores = softmax_scale * (q @ k.mT)
+    if allowed is None:
+        allowed = Mask("causal").allowed(q.shape[2], k.shape[2])
+    scores = scores.masked_fill(~allowed, -math.inf)
+    return (scores.softmax(-1) @ v).transpose(1, 2), scores.logsumexp(-1).detach()
+
+
+def results(attention, given):
+    """What a row would return: `attention` takes q, k, v with k and v repeated for every head of q."""
+    q, k, v = (given[name].clone().requires_grad_() for name in "qkv")
+    out, lse = attention(q, *(x.repeat_interleave(2, dim=2) for x in (k, v)))
+    out.backward(given["dout"].to(out.dtype).reshape(out.shape))
+    return {"out": out.detach(), "lse": lse, "dq": q.grad, "dk": k.grad, "dv": v.grad}
+
+
+@cache
+def solved(kind, workload, seed):
+    return oracle.solve(kind, workload, oracle.inputs(kind, workload, seed), seed)
+
+
+@wrong("out is off")
+def attends_across_heads(given):
+    def attention(q, k, v):
+        return (GQA.softmax_scale * q @ k.mT).softmax(-1) @ v, None
+
+    return results(attention, given)
+
+
+@wrong("out is off")
+def causal_mask_sees_one_key_more(given):
+    allowed = torch.ones(65, 65, dtype=torch.bool).tril(1)
+    return results(lambda q, k, v: plain(q, k, v, allowed=allowed), given)
+
+
+@wrong("out has .* not finite")
+def causal_mask_hides_the_diagonal(given):
+    allowed = torch.ones(65, 65, dtype=torch.bool).tril(-1)
+    return results(lambda q, k, v: plain(q, k, v, allowed=allowed), given)
+
+
+@wrong("out is off")
+def no_mask_at_all(given):
+    return results(lambda q, k, v: plain(q, k, v, allowed=torch.ones(65, 65, dtype=torch.bool)), given)
+
+
+@wrong("^lse is off")
+def lse_of_base_2(given):
+    found = results(plain, given)
+    return {**found, "lse": found["lse"] / math.log(2)}
+
+
+@wrong("out is off")
+def last_block_of_keys_dropped(given):
+    allowed = torch.ones(65, 65, dtype=torch.bool).tril()
+    allowed[:, 64:] = False
+    return results(lambda q, k, v: plain(q, k, v, allowed=allowed), given)
+
+
+@wrong("out is off")
+def scale_applied_twice(given):
+    return results(lambda q, k, v: plain(q, k, v, GQA.softmax_scale**2), given)
+
+
+@wrong("out is off")
+def scale_missing(given):
+    return results(lambda q, k, v: plain(q, k, v, 1.0), given)
+
+
+@wrong("out is off")
+def scale_assumed_from_head_dim(given):
+    return results(lambda q, k, v: plain(q, k, v, GQA.head_dim**-0.5), given)
+
+
+@wrong("out is off")
+def products_in_float16(given):
+    def attention(q, k, v):
+        out, lse = plain(q.half(), k.half(), v.half())
+        return out.float(), lse.float()
+
+    return results(attention, given)
+
+
+@wrong(r"out has 64 values that are not finite, the first at \(0, 64, 0, 0\)")
+def last_row_left_unwritten(given):
+    found = results(plain, given)
+    found["out"][:, -1] = math.nan
+    return found
+
+
+@wrong("^dk is off.*; dv is off")
+def dk_and_dv_swapped(given):
+    found = results(plain, given)
+    return {**found, "dk": found["dv"], "dv": found["dk"]}
+
+
+@wrong("^dq is off")
+def dq_without_the_scale(given):
+    found = results(plain, given)
+    return {**found, "dq": found["dq"] / GQA.softmax_scale}
+
+
+@wrong("^dv is off")
+def dv_of_one_query_head_of_the_group(given):
+    found = results(plain, given)
+    return {**found, "dv": found["dv"] / 2}
+
+
+@wrong("out is off")
+def heads_of_a_group_in_the_wrong_order(given):
+    def attention(q, k, v):
+        return plain(q, *(x[:, :, ::2].repeat(1, 1, 2, 1) for x in (k, v)))
+
+    return results(attention, given)
+
+
+@wrong("^out is 1x65x4x16 float64, not 1x65x4x16 float32$")
+def out_of_another_dtype(given):
+    found = results(plain, given)
+    return {**found, "out": found["out"].double()}
+
+
+@wrong("^out is 1x4x65x16 float32, not 1x65x4x16 float32$")
+def out_with_heads_first(given):
+    found = results(plain, given)
+    return {**found, "out": found["out"].transpose(1, 2)}
+
+
+@wrong("^lse is 1x4x65 bfloat16, not 1x4x65 float32$")
+def lse_of_fewer_bits(given):
+    found = results(plain, given)
+    return {**found, "lse": found["lse"].bfloat16()}
+
+
+@wrong("^dv was not returned$")
+def no_dv(given):
+    return {name: x for name, x in results(plain, given).items() if name != "dv"}
+
+
+@wrong("^out is off")
+def noise_of_1e_4(given):
+    found = results(plain, given)
+    return {**found, "out": found["out"] * (1 + 1e-4 * torch.randn_like(found["out"]))}
+
+
+@wrong(r"^out is off .* at row \(0, 0, 0\).*\(1 of 260 rows over\)")
+def one_element_of_one_row(given):
+    found = results(plain, given)
+    found["out"][0, 0, 0, 0] += 1e-3
+    return found
+
+
+@wrong("out is off")
+def weights_over_queries_not_keys(given):
+    def attention(q, k, v):
+        return plain(k, q, v)
+
+    return results(attention, given)
+
+
+def test_every_wrong_attention_is_rejected_for_its_reason(capsys):
+    torch.manual_seed(0)
+    kept = []
+    for name, (attention, reason) in WRONG.items():
+        for seed in range(2):
+            truth = solved("core", GQA, seed)
+            verdict = judge(attention(truth.inputs), truth, "float32")
+            if verdict.right or not re.search(reason, verdict.reason):
+                kept.append(f"{name}, seed {seed}: {verdict.reason}")
+    with capsys.disabled():
+        print(f"\nwrong rejected {2 * len(WRONG) - len(kept)} of {2 * len(WRONG)}")
+    assert kept == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_attention_that_the_wrong_ones_are_made_from_is_accepted(seed):
+    truth = solved("core", GQA, seed)
+    assert judge(results(plain, truth.inputs), truth, "float32").reason is None
+
+
+def right_cases():
+    for length in (1, 63, 127):
+        for mask in ("full", "causal"):
+            core = Workload(1, length, 2, 2, 64, "float32", mask, "forward_backward")
+            yield from ((name, core) for name in ("standard", "improved", "sdpa"))
+            yield "improved", Workload(1, length, 2, 1, 64, "bfloat16", mask, "forward")
+            module = Workload(1, length, 2, 2, 32, "float32", mask, "forward_backward")
+            yield from ((f"multihead_{name}", module) for name in ("standard", "improved", "torch"))
+
+
+def test_every_right_row_is_accepted_over_5_seeds_and_odd_lengths(capsys):
+    refused, count = [], 0
+    for name, workload in right_cases():
+        implementation = registry.find()[name]
+        for seed in range(5):
+            truth = solved("module" if implementation.kind == "module" else "core", workload, seed)
+            call = make(implementation, workload, truth.inputs, "cpu")
+            call()
+            verdict, count = judge(call.results(), truth, workload.dtype), count + 1
+            if not verdict.right:
+                refused.append(f"{name} {workload.key} seed {seed}: {verdict.reason}")
+    with capsys.disabled():
+        print(f"\nright accepted {count - len(refused)} of {count}")
+    assert refused == []
+
+
+def test_rows_that_see_no_key_must_be_0_with_lse_minus_infinity():
+    workload = Workload(1, 6, 2, 2, 8, "float32", "causal", "forward", kv_seq_len=4)
+    truth = solved("core", workload, 0)
+    mask = Mask("causal")
+    out, lse = plain_attention(*truth.inputs.values(), softmax_scale=workload.softmax_scale, mask=mask)
+    assert judge({"out": out, "lse": lse}, truth, "float32").right
+    verdict = judge({"out": out, "lse": lse.clamp_min(-1e30)}, truth, "float32")
+    assert "lse is off" in (verdict.reason or "")
+    out[:, 0] = truth.inputs["v"].mean(1)
+    assert "out is off" in (judge({"out": out}, truth, "float32").reason or "")
+
+
+def test_a_verdict_reports_every_tensor_that_is_wrong_and_the_worst_multiple():
+    truth = solved("core", GQA, 0)
+    found = results(plain, truth.inputs)
+    verdict = judge({**found, "dq": found["dq"] + 1, "dk": found["dk"] + 1}, truth, "float32")
+    assert re.fullmatch(r"dq is off .*; dk is off [^;]*", verdict.reason)
+    assert verdict.worst == max(verdict.over_budget["dq"], verdict.over_budget["dk"]) > 1000
+    assert verdict.max_abs_error["dq"] == pytest.approx(1, rel=1e-4)
+    assert "\n" not in verdict.reason

@@ -1,0 +1,146 @@
+"""bench.oracle: inputs by seed, truth, budgets, and the mirrored inputs that are judged after timing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attn.contract import Workload
+from bench import oracle
+
+BASE = Workload(2, 9, 4, 4, 8, "float32", "causal", "forward_backward")
+GQA = replace(BASE, n_kv_heads=2)
+CASES = [
+    pytest.param("core", BASE, id="core"),
+    pytest.param("core", GQA, id="core-gqa"),
+    pytest.param("core", replace(GQA, dtype="bfloat16", mask="full"), id="core-gqa-bfloat16"),
+    pytest.param("core", replace(BASE, pass_="forward"), id="core-forward"),
+    pytest.param("core", replace(GQA, seq_len=6, kv_seq_len=11), id="core-cross"),
+    pytest.param("module", BASE, id="module"),
+    pytest.param("module", GQA, id="module-gqa"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Many small products: a second thread would spend its time waiting."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("kind", "workload"), CASES)
+def test_inputs_are_the_same_for_the_same_seed(kind, workload):
+    assert same(oracle.inputs(kind, workload, 5), oracle.inputs(kind, workload, 5))
+
+
+@pytest.mark.parametrize(("kind", "workload"), CASES)
+@pytest.mark.parametrize("other", ["seed", "workload"])
+def test_every_input_differs_for_another_seed_or_workload(kind, workload, other):
+    first = oracle.inputs(kind, workload, 5)
+    mask = "full" if workload.mask == "causal" else "causal"
+    second = (
+        oracle.inputs(kind, workload, 6) if other == "seed" else oracle.inputs(kind, replace(workload, mask=mask), 5)
+    )
+    assert [name for name in first if torch.equal(first[name], second[name])] == []
+
+
+def test_inputs_of_one_workload_differ_from_each_other():
+    given = oracle.inputs("core", BASE, 5)
+    assert not torch.equal(given["k"], given["v"])
+    assert not torch.equal(given["q"], given["dout"])
+
+
+def test_inputs_have_the_shapes_of_the_contract_and_the_dtype_of_the_row():
+    workload = replace(GQA, seq_len=6, kv_seq_len=11, dtype="bfloat16")
+    given = oracle.inputs("core", workload, 0)
+    assert {name: tuple(x.shape) for name, x in given.items()} == {
+        "q": (2, 6, 4, 8), "k": (2, 11, 2, 8), "v": (2, 11, 2, 8), "dout": (2, 6, 4, 8),
+    }  # fmt: skip
+    assert {x.dtype for x in given.values()} == {torch.bfloat16}
+    module = oracle.inputs("module", GQA, 0)
+    assert {name: tuple(x.shape) for name, x in module.items()} == {
+        "x": (2, 9, 32), "wq": (32, 32), "wk": (16, 32), "wv": (16, 32), "wo": (32, 32), "dout": (2, 9, 32),
+    }  # fmt: skip
+
+
+def test_gradients_have_a_truth_only_where_they_are_asked_for():
+    forward = replace(BASE, pass_="forward")
+    assert set(oracle.solve("core", forward, oracle.inputs("core", forward, 0)).truth) == {"out", "lse"}
+    assert set(oracle.solve("core", BASE, oracle.inputs("core", BASE, 0)).truth) == {"out", "lse", "dq", "dk", "dv"}
+    names = {"out", "dx", "dwq", "dwk", "dwv", "dwo"}
+    assert set(oracle.solve("module", BASE, oracle.inputs("module", BASE, 0)).truth) == names
+
+
+def test_the_truth_is_float64_attention_of_the_rounded_inputs():
+    workload = Workload(1, 7, 1, 1, 4, "bfloat16", "full", "forward")
+    given = oracle.inputs("core", workload, 0)
+    q, k, v = (given[name][0, :, 0].double() for name in "qkv")
+    scores = q @ k.T / 2
+    solved = oracle.solve("core", workload, given)
+    torch.testing.assert_close(solved.truth["out"][0, :, 0], scores.softmax(-1) @ v, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(solved.truth["lse"][0, 0], scores.exp().sum(-1).log(), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(("kind", "workload"), CASES)
+def test_what_is_written_is_read_bit_for_bit(kind, workload, tmp_path):
+    path = tmp_path / "deep" / "case.safetensors"
+    oracle.write(path, kind, workload, 5)
+    given = oracle.inputs(kind, workload, 5)
+    solved, found = oracle.solve(kind, workload, given, 5), oracle.read(path)
+    assert same(found.inputs, given)
+    assert same(found.truth, solved.truth)
+    assert same(found.budget, solved.budget)
+    assert [one.name for one in path.parent.iterdir()] == ["case.safetensors"]
+
+
+@pytest.mark.parametrize(("kind", "workload"), CASES)
+def test_the_mirrored_truth_is_the_truth_of_the_mirrored_inputs(kind, workload):
+    solved = oracle.solve(kind, workload, oracle.inputs(kind, workload, 5), 5)
+    mirrored = oracle.mirrored(kind, solved)
+    again = oracle.solve(kind, workload, mirrored.inputs, 5)
+    assert [name for name in again.truth if not torch.equal(again.truth[name], mirrored.truth[name])] == []
+    assert {name: x.shape for name, x in mirrored.budget.items()} == {n: x.shape for n, x in again.budget.items()}
+
+
+@pytest.mark.parametrize(("kind", "workload"), CASES)
+def test_every_mirrored_tensor_is_far_over_budget_for_results_kept_from_before(kind, workload):
+    solved = oracle.solve(kind, workload, oracle.inputs(kind, workload, 5), 5)
+    mirrored = oracle.mirrored(kind, solved)
+    for name, truth in solved.truth.items():
+        ratio = (truth - mirrored.truth[name]).abs().amax(-1) / mirrored.budget[name]
+        assert float(ratio.max()) > 2, name
+
+
+@pytest.mark.parametrize(("kind", "workload"), CASES)
+def test_every_mirrored_row_keeps_its_own_budget(kind, workload):
+    solved = oracle.solve(kind, workload, oracle.inputs(kind, workload, 5), 5)
+    mirrored = oracle.mirrored(kind, solved)
+    for name in solved.truth:
+        shares = [(x.truth[name].abs().amax(-1) / x.budget[name]).flatten().sort()[0] for x in (solved, mirrored)]
+        assert torch.equal(*shares), name
+
+
+@pytest.mark.parametrize("mask", ["full", "causal"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("kind", "kv_seq_len"), [("core", 9), ("core", 4), ("module", 9)])
+def test_budgets_are_positive_and_finite_one_for_each_row(kind, kv_seq_len, dtype, mask):
+    workload = replace(GQA, dtype=dtype, mask=mask, kv_seq_len=kv_seq_len)
+    solved = oracle.solve(kind, workload, oracle.inputs(kind, workload, 5), 5)
+    for name, budget in solved.budget.items():
+        assert budget.dtype == torch.float64, name
+        assert budget.shape == solved.truth[name].shape[:-1], name
+        assert bool((budget.isfinite() & (budget > 0)).all()), name
+
+
+def test_a_budget_is_a_few_roundings_of_the_row_not_more():
+    """Float32 attention over 9 keys: each row's budget stays under a thousand units of its largest element."""
+    solved = oracle.solve("core", BASE, oracle.inputs("core", BASE, 5), 5)
+    largest = solved.truth["out"].abs().amax(-1)
+    assert bool((solved.budget["out"] < 1000 * 2**-23 * largest).all())
+    assert bool((solved.budget["out"] > 2**-24 * largest).all())
