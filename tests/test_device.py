@@ -61,7 +61,7 @@ def test_a_device_that_is_not_there_is_an_error_that_says_what_to_do(monkeypatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     params = grid.load()
     assert machine.device_of(params) == "cpu"
-    with pytest.raises(grid.InvalidParams, match="device = 'cuda'.*allowed: auto, cpu"):
+    with pytest.raises(grid.InvalidParams, match=r"device = 'cuda'.*allowed: auto, cpu"):
         machine.device_of(params.model_copy(update={"device": "cuda"}))
     assert open_device("cpu").name == "cpu"
     with pytest.raises(RuntimeError, match="set device: cpu"):
