@@ -1,0 +1,167 @@
+"""What is wrong with params.yaml, in words: one line a fault, with key, value and what is allowed."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from attn import registry
+from attn.contract import DTYPES, KINDS
+
+if TYPE_CHECKING:
+    from bench.grid import Params
+
+_ALLOWED = {
+    "greater_than": "a whole number above 0",
+    "greater_than_equal": "a whole number, 0 or more",
+    "int_type": "a whole number",
+    "string_type": "a text",
+    "too_short": "at least one entry",
+    "string_pattern_mismatch": "letters, digits, _ and -",
+    "list_type": "a list",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "dict_type": "a mapping",
+}
+
+
+def in_words(error: Any, model: type[BaseModel]) -> str:
+    """`grids.seed.n_heads[1] = -8, allowed: a whole number above 0`."""
+    where = ""
+    for part in error["loc"]:
+        if isinstance(part, int):
+            where += f"[{part}]"
+        elif part != "[key]":
+            where += f".{part}" if where else str(part)
+    value = error["input"]
+    kind = error["type"]
+    if kind == "missing":
+        return f"{where} is missing"
+    if kind == "extra_forbidden":
+        return f"{where}: unknown key, allowed: {', '.join(_siblings(model, error['loc']))}"
+    allowed = _ALLOWED.get(kind) or error.get("ctx", {}).get("expected", error["msg"]).replace("'", "")
+    return f"{where} = {value!r}, allowed: {allowed}"
+
+
+def _siblings(model: Any, loc: tuple[Any, ...]) -> list[str]:
+    """The keys that are allowed beside the last part of a location."""
+    for part in loc[:-1]:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            break
+        field = model.model_fields.get(str(part))
+        annotation: Any = field.annotation if field else model
+        inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+        model = inner[0] if inner else annotation
+    fields = getattr(model, "model_fields", {})
+    return [field.alias or name for name, field in fields.items()]
+
+
+def disagreements(params: Params) -> list[str]:
+    """How values that are right by themselves do not fit together, or with the files that they name."""
+    known = registry.find()
+    listed = params.implementations()
+    return [
+        *_duplicates(params),
+        *(fault for family in KINDS for fault in _family_faults(params, family, known)),
+        *(
+            f"families: {name} is listed in two families, allowed: one"
+            for name in dict.fromkeys(n for n in listed if listed.count(n) > 1)
+            if sum(name in params.family(f).implementations for f in KINDS) > 1
+        ),
+        *_reference_faults(params, known),
+        *(fault for name in params.grids for fault in _grid_faults(params, name, known)),
+        *(
+            ["protocol.min_samples must be at most protocol.samples"]
+            if params.protocol.min_samples > params.protocol.samples
+            else []
+        ),
+    ]
+
+
+def _duplicates(params: Params) -> list[str]:
+    lists: dict[str, list[Any]] = {}
+    for family in KINDS:
+        for key, values in params.family(family).model_dump().items():
+            lists[f"families.{family}.{key}"] = values
+    for name, grid in params.grids.items():
+        for key, values in grid.model_dump(by_alias=True).items():
+            if isinstance(values, list) and key != "exclude":
+                lists[f"grids.{name}.{key}"] = values
+    return [
+        f"{where} = {values}: {value} is given twice, allowed: once"
+        for where, values in lists.items()
+        for value in dict.fromkeys(v for v in values if values.count(v) > 1)
+    ]
+
+
+def _family_faults(params: Params, family: str, known: dict[str, registry.Implementation]) -> list[str]:
+    faults = []
+    for i, name in enumerate(params.family(family).implementations):
+        where = f"families.{family}.implementations[{i}] = {name}"
+        if name not in known:
+            faults.append(f"{where}: no file attn/impl/{name}.py{_hint(name, list(known))}")
+        elif not known[name].fault and known[name].kind != family:
+            faults.append(f"{where}: its KIND is {known[name].kind}, allowed: {family}")
+    for i, name in enumerate(params.family(family).grids):
+        if name not in params.grids:
+            where = f"families.{family}.grids[{i}] = {name}"
+            faults.append(f"{where}: no such grid{_hint(name, list(params.grids))}")
+    return faults
+
+
+def _reference_faults(params: Params, known: dict[str, registry.Implementation]) -> list[str]:
+    return [
+        f"reference.{family} = {name}: not a row of that kind, allowed: "
+        + ", ".join(sorted(n for n, one in known.items() if one.kind == family))
+        for family, name in (("core", params.reference.core), ("module", params.reference.module))
+        if name not in known or (not known[name].fault and known[name].kind != family)
+    ]
+
+
+def _grid_faults(params: Params, name: str, known: dict[str, registry.Implementation]) -> list[str]:
+    grid, faults = params.grids[name], []
+    for heads, kv_heads in itertools.product(grid.n_heads, grid.n_kv_heads or []):
+        if heads % kv_heads:
+            faults.append(f"grids.{name}.n_kv_heads = {kv_heads}: n_heads {heads} is not a multiple of it")
+    users = [
+        known[row]
+        for family in KINDS
+        if name in params.family(family).grids
+        for row in params.family(family).implementations
+        if row in known and not known[row].fault
+    ]
+    if users:
+        for dtype in grid.dtype:
+            if not any(dtype in row.dtypes for row in users):
+                offered = [d for d in DTYPES if any(d in row.dtypes for row in users)]
+                faults.append(
+                    f"grids.{name}.dtype = {dtype}: no row of this grid has it, allowed: {', '.join(offered)}"
+                )
+    device = params.device if params.device != "auto" else "cpu"
+    if not faults and all(grid.why_excluded(w, device) for w in grid.workloads()):
+        faults.append(f"grids.{name}.exclude: leaves no cell out of {len(grid.workloads())}")
+    return faults
+
+
+def _hint(name: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(name, allowed, n=1)
+    return f", did you mean {close[0]}?" if close else f", allowed: {', '.join(allowed)}"
+
+
+def without(raw: Any, places: list[tuple[Any, ...]]) -> Any:
+    """A copy that lacks what is at these places (of an exclusion, the whole)."""
+    rest = copy.deepcopy(raw)
+    whole = [place[:4] if "exclude" in place else place for place in places]
+    for *parents, last in reversed(list(dict.fromkeys(whole))):  # from the end: an index stays what it was
+        found = rest
+        for part in parents:
+            found = found.get(part) if isinstance(found, dict) else found[part] if isinstance(found, list) else None
+        if isinstance(found, list):
+            found[last : last + 1] = []
+        elif isinstance(found, dict):
+            found.pop(last, None)
+    return rest
