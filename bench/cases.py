@@ -34,8 +34,14 @@ class Case:
 
 
 def cases(implementation: Implementation) -> list[Case]:
-    """All cases that fit what an implementation declares; rings on 1, 2 and 4 ranks."""
-    fitting = [case for case in _all(implementation.kind) if not _undeclared(implementation, case)]
+    """All cases that fit what an implementation declares; rings on 1, 2 and 4 ranks.
+
+    Where it has no gradients, the same cases forward only.
+    """
+    made = list(_all(implementation.kind))
+    if not implementation.backward:
+        made = list(dict.fromkeys(replace(c, workload=replace(c.workload, pass_="forward")) for c in made))
+    fitting = [case for case in made if not _undeclared(implementation, case)]
     if implementation.kind == "ring":
         return [replace(case, world_size=n) for n in CHECKED_WORLD_SIZES for case in fitting]
     return fitting

@@ -146,7 +146,10 @@ def gate(params: Params, asked: Namespace) -> int:
 
 def docs(_: Params, asked: Namespace) -> int:
     """Exit 1 with --check where something is out of date."""
-    stale = generated.fill(write=not asked.check)
+    try:
+        stale = generated.fill(write=not asked.check)
+    except FileNotFoundError as error:
+        raise BadInput(str(error)) from None
     for path in stale:
         print(f"{path} {'is out of date: run `make docs`' if asked.check else 'written'}")
     return 1 if stale and asked.check else 0

@@ -18,7 +18,7 @@ def fill(*, write: bool, root: Path = Path()) -> list[Path]:
     """The files whose generated parts were out of date; with `write`, they no longer are.
 
     Raises:
-        FileNotFoundError: a part names a file that is not there.
+        FileNotFoundError: a part names a file that is not there; the message says which.
     """
     stale = []
     for path in [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]:
@@ -36,4 +36,7 @@ def _made(root: Path, what: str) -> str:
         from bench.__main__ import parser
 
         return parser().format_help()
-    return (root / what).read_text(encoding="utf-8")
+    path = root / what
+    if not path.exists():
+        raise FileNotFoundError(f"the docs show {what}, which is not there")
+    return path.read_text(encoding="utf-8")

@@ -7,8 +7,10 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -16,6 +18,39 @@ def die_with_parent() -> None:
     """Ask the kernel to kill this process when the one that started it is gone (Linux; elsewhere nothing)."""
     if hasattr(_LIBC, "prctl"):
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever our descendants leave behind, so that it can be found (Linux)."""
+    if hasattr(_LIBC, "prctl"):
+        _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def descendants(pid: int) -> set[int]:
+    """Every process that descends from one, as far as /proc tells."""
+    children: dict[int, set[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+        children.setdefault(parent, set()).add(int(path.parent.name))
+    found: set[int] = set()
+    todo = [pid]
+    while todo:
+        todo += (new := children.get(todo.pop(), set()) - found)
+        found |= new
+    return found
+
+
+def kill(pids: set[int]) -> None:
+    """End processes, and take the exit status of those that are our children."""
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def die_with_dvc(poll_s: float = 0.5) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from bench.files import read_json
 from bench.worker import status_of
 
 _POLL_S = 0.02
+_RAISED = re.compile(r"^(\[rank\d+\]: )?[\w.]+(Error|Exception|Unsupported|Interrupt)\b")  # a traceback's last line
+_CONSEQUENCE = re.compile(r"gloo|closed by peer|remote worker", re.IGNORECASE)  # what the other ranks then say
 
 
 def why_not() -> str | None:
@@ -117,21 +121,23 @@ class _Launch:
     def _death(self) -> dict[str, Any]:
         text = (self.folder / "log").read_text(encoding="utf-8", errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        errors = [line for line in lines if "Error" in line and "Abort" not in line]
-        said = (errors or lines or ["nothing"])[-1][:300]
+        raised = [line for line in lines if _RAISED.match(line)]
+        cause = [line for line in raised if not _CONSEQUENCE.search(line)] or raised
+        said = cause[0] if cause else f"a rank was killed or exited; last output: {lines[-1] if lines else 'none'}"
         status = status_of(RuntimeError(said))["status"]
-        return {
-            "status": status,
-            "reason": f"{self.world_size} ranks ended with exit code {self.process.returncode}: {said}",
-        }
+        exit_code = self.process.returncode
+        return {"status": status, "reason": f"{self.world_size} ranks ended with exit code {exit_code}: {said[:300]}"}
 
 
 def _end_ranks(folder: Path) -> None:
-    """Ranks that outlived their mpiexec: each wrote its process id into the folder."""
-    for path in folder.glob("rank-*.pid"):
-        try:
-            pid = int(path.read_text(encoding="ascii"))
+    """End ranks that outlived their mpiexec, and remove the shared memory that a killed MPI leaves behind.
+
+    Each rank wrote both into the folder: its process id, then the segments that it has mapped.
+    """
+    for path in folder.glob("rank-*.txt"):
+        pid, *segments = path.read_text(encoding="utf-8").splitlines()
+        with suppress(OSError):
             if str(folder) in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8"):
-                os.kill(pid, signal.SIGKILL)
-        except (ValueError, OSError):
-            continue
+                os.kill(int(pid), signal.SIGKILL)
+        for segment in segments:
+            Path(segment).unlink(missing_ok=True)

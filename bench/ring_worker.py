@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from bench import guard
-from bench.files import read_json, write_json
+from bench.files import read_json, write_json, write_text
 from bench.team import Ranks
 from bench.worker import task
 
@@ -18,11 +18,12 @@ def main(folder: Path) -> None:
     """All jobs of the folder in order; rank 0 writes each result. An exception ends all ranks (mpi4py's runner)."""
     guard.die_with_parent()
     asked = read_json(folder / "jobs.json")
-    (folder / f"rank-{os.getpid()}.pid").write_text(str(os.getpid()), encoding="ascii")
+    write_text(folder / f"rank-{os.getpid()}.txt", f"{os.getpid()}\n")
     if asked["memory_bytes"]:
         resource.setrlimit(resource.RLIMIT_DATA, (asked["memory_bytes"],) * 2)
     faulthandler.dump_traceback_later(asked["deadline_s"] + 1, exit=True)
     team = Ranks(asked["world_size"], asked["jobs"][0]["device"], asked["deadline_s"])
+    write_text(folder / f"rank-{os.getpid()}.txt", "\n".join([str(os.getpid()), *_shared_memory()]))
     run = task(asked["task"])
     for index, job in enumerate(asked["jobs"]):
         faulthandler.dump_traceback_later(asked["deadline_s"] + 1, exit=True)  # a rank's own deadline
@@ -31,6 +32,12 @@ def main(folder: Path) -> None:
             write_json(folder / f"{index}.json", result)
     faulthandler.cancel_dump_traceback_later()
     team.close()
+
+
+def _shared_memory() -> list[str]:
+    """MPI's segments, which nobody removes when a rank is killed."""
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        return sorted({line.split()[-1] for line in maps if "/dev/shm/mpich" in line})  # noqa: S108  # not ours to make
 
 
 if __name__ == "__main__":

@@ -16,13 +16,22 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
 
 from bench import guard
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOAD = ["torch", "bench.measure", "bench.check", "bench.roofline", "bench.runner", "bench.checking"]
+_PRELOAD = [
+    "bench.forkserver",
+    "torch",
+    "bench.measure",
+    "bench.check",
+    "bench.roofline",
+    "bench.runner",
+    "bench.checking",
+]
 _TASKS = {"measure": "measure", "check": "check", "measure_ceiling": "roofline"}  # task -> its module of bench
 _LAST_LINES = 3
 
@@ -30,6 +39,9 @@ _LAST_LINES = 3
 def isolated(name: str, job: dict[str, Any], *, deadline_s: float, memory_bytes: int = 0) -> dict[str, Any]:
     """Run a task by name; its result, or a status with a reason."""
     _CONTEXT.set_forkserver_preload(_PRELOAD)
+    guard.adopt_orphans()
+    forkserver.ensure_running()
+    known = guard.descendants(os.getpid())
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     killed_before = _oom_kills()
     with tempfile.NamedTemporaryFile(prefix="attn-bench-", suffix=".log") as log:
@@ -47,7 +59,7 @@ def isolated(name: str, job: dict[str, Any], *, deadline_s: float, memory_bytes:
             process.join(5)
             return _death(process.exitcode, _tail(log.name), _oom_kills() > killed_before)
         finally:
-            _end(process)
+            _end(process, known)
             receiver.close()
 
 
@@ -112,13 +124,11 @@ def _death(exit_code: int | None, tail: str, oom: bool) -> dict[str, Any]:
     return {"status": "crashed", "reason": f"ended with exit code {exit_code} and no result{said}"}
 
 
-def _end(process: Any) -> None:
-    """Kill the process and all that it started in its session."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        process.kill()
+def _end(process: Any, known: set[int]) -> None:
+    """Kill the process and all that it started, also what has left its session or outlived it."""
+    guard.kill(guard.descendants(process.pid) | {process.pid})
     process.join(5)
+    guard.kill(guard.descendants(os.getpid()) - known)
 
 
 def _tail(path: str) -> str:

@@ -31,7 +31,7 @@ class Communicator:
         if self.world_size == 1:
             return x[None]
         gathered = x.new_empty(self.world_size, *x.shape)
-        dist.all_gather_into_tensor(gathered.view(-1), x.contiguous().view(-1))
+        dist.all_gather(list(gathered), x.contiguous())
         self._count(x)
         return gathered
 

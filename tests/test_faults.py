@@ -1,0 +1,253 @@
+"""Real faults: whatever an implementation does to its process, and whatever happens to a running pipeline."""
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Repo, measure_job, processes_of
+from filelock import FileLock
+
+from attn.contract import Workload
+from bench import runner, worker
+
+WORKLOAD = Workload(1, 8, 2, 2, 16, "float32", "full", "forward")
+HEALTHY = "pass"
+GIB = 1 << 30
+LARGE = 3 * GIB // 2
+
+
+def implementation(folder: Path, name: str, *before: str) -> Path:
+    """A right implementation that first does something else."""
+    lines = [
+        "import ctypes, os, pathlib, signal, subprocess, sys, threading, time, torch",
+        "from torch.nn.functional import scaled_dot_product_attention",
+        'KIND, DEVICES, DTYPES = "core", ("cpu",), ("float32",)',
+        'MASKS, BACKWARD = ("full",), False',
+        "KEPT = []",
+        "def attention(q, k, v, *, softmax_scale, mask):",
+        *(f"    {line}" for line in before),
+        "    q, k, v = (x.transpose(1, 2) for x in (q, k, v))",
+        "    return scaled_dot_product_attention(q, k, v, scale=softmax_scale).transpose(1, 2)",
+    ]
+    path = folder / f"{name}.py"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def checked(path: Path, **limits: Any) -> dict[str, Any]:
+    """The task `check` in a process of its own, on its cases and one workload: that one's status where it got that far."""
+    job = {"implementation": str(path), "device": "cpu", "threads": 1, "seed": 7, "world_size": 1}
+    result = worker.isolated("check", {**job, "workloads": [WORKLOAD.as_dict()]}, **{"deadline_s": 60, **limits})
+    if result["status"] != "ok":
+        return result
+    assert result["cases"][-1]["case"] == WORKLOAD.key
+    return dict(result["cases"][-1])
+
+
+def assert_healthy_next(folder: Path) -> None:
+    """The worker's server still serves."""
+    assert checked(implementation(folder, "healthy", HEALTHY))["status"] == "ok"
+
+
+def assert_one_line(reason: str) -> None:
+    assert reason.strip()
+    assert "\n" not in reason
+    assert len(reason) < 600
+
+
+FAULTS = {
+    "segfault": ("ctypes.string_at(0)", "killed by SIGSEGV"),
+    "abort": ("os.abort()", "killed by SIGABRT"),
+    "kill": ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
+    "_exit": ("os._exit(7)", "ended with exit code 7 and no result"),
+    "_exit_0": ("os._exit(0)", "ended with exit code 0 and no result"),
+    "sys_exit": ("sys.exit(3)", "ended with exit code 3 and no result"),
+    "raise": ("raise ValueError('one\\ntwo')", r"ValueError: two \(faulty\.py:7\)"),
+    "raise_nothing": ("assert False", r"AssertionError: AssertionError \(faulty\.py:7\)"),
+    "interrupt": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_crashed_with_its_cause_and_the_next_job_runs(fault: str, tmp_path: Path) -> None:
+    line, words = FAULTS[fault]
+    result = checked(implementation(tmp_path, "faulty", line))
+    assert result["status"] == "crashed"
+    assert re.search(words, result["reason"]), result["reason"]
+    assert_one_line(result["reason"])
+    assert_healthy_next(tmp_path)
+
+
+def test_the_last_output_before_a_death_is_in_its_reason(tmp_path: Path) -> None:
+    result = checked(implementation(tmp_path, "faulty", "print('the tank is', flush=True)", "os._exit(1)"))
+    assert result["reason"].startswith("ended with exit code 1 and no result; last output: case b01_h02_s000001")
+    assert result["reason"].endswith("| the tank is")
+
+
+def test_a_hang_is_a_timeout_at_its_deadline(tmp_path: Path) -> None:
+    start = time.monotonic()
+    line = "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    result = checked(implementation(tmp_path, "faulty", line), deadline_s=3)
+    assert result == {"status": "timeout", "reason": "no result within its deadline of 3 s"}
+    assert 3 <= time.monotonic() - start < 30
+    assert_healthy_next(tmp_path)
+
+
+@pytest.mark.parametrize("line", [f"bytearray({LARGE})", f"torch.empty({LARGE}, dtype=torch.int8)"])
+def test_more_memory_than_allowed_is_out_of_memory(line: str, tmp_path: Path) -> None:
+    path = implementation(tmp_path, "faulty", line)
+    result = checked(path, memory_bytes=GIB)
+    assert result["status"] == "out_of_memory", result
+    assert_one_line(result["reason"])
+    assert_healthy_next(tmp_path)
+    modest = implementation(tmp_path, "modest", line.replace(str(LARGE), "9"))
+    assert checked(modest, memory_bytes=GIB)["status"] == "ok", "the limit itself kills"
+
+
+def test_memory_that_no_limit_forbids_is_no_fault(tmp_path: Path) -> None:
+    path = implementation(tmp_path, "large", f"bytearray({LARGE})")  # zeros that nobody touches take no memory
+    assert checked(path)["status"] == "ok"
+
+
+def test_a_megabyte_of_output_holds_nothing_up(tmp_path: Path) -> None:
+    lines = ("for _ in range(1000): print('x' * 1000); print('y' * 1000, file=sys.stderr)",)
+    assert checked(implementation(tmp_path, "talker", *lines))["status"] == "ok"
+    died = checked(implementation(tmp_path, "died", *lines, "os._exit(1)"))
+    assert died["status"] == "crashed"
+    assert_one_line(died["reason"])
+
+
+def test_a_thread_left_behind_holds_nothing_up(tmp_path: Path) -> None:
+    start = time.monotonic()
+    line = "threading.Thread(target=time.sleep, args=(600,)).start()"
+    assert checked(implementation(tmp_path, "threads", line))["status"] == "ok"
+    assert time.monotonic() - start < 60
+    assert_healthy_next(tmp_path)
+
+
+@pytest.mark.parametrize("end", [HEALTHY, "os._exit(1)", "time.sleep(600)"])
+def test_a_child_process_left_behind_is_gone_afterwards(end: str, tmp_path: Path) -> None:
+    note = tmp_path / "child"
+    line = f"pathlib.Path({str(note)!r}).write_text(str(subprocess.Popen(['sleep', '600']).pid))"
+    checked(implementation(tmp_path, "parent", line, end), deadline_s=5)
+    child = int(note.read_text(encoding="ascii"))
+    assert wait_until(lambda: not _runs(child), 5), "it still runs"
+    assert_healthy_next(tmp_path)
+
+
+def test_changed_inputs_are_incorrect(tmp_path: Path) -> None:
+    result = checked(implementation(tmp_path, "changes", "k.mul_(1.0001)"))
+    assert (result["status"], result["reason"]) == ("incorrect", "its inputs (k) were changed by the call")
+
+
+def test_an_output_kept_from_the_first_call_is_incorrect_after_timing(tmp_path: Path) -> None:
+    lines = ("if KEPT: return KEPT[0]", "KEPT.append(_compute(q, k, v, softmax_scale))", "return KEPT[0]")
+    path = implementation(tmp_path, "keeps", *lines)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(
+            "def _compute(q, k, v, scale):\n    q, k, v = (x.transpose(1, 2) for x in (q, k, v))\n"
+            "    return scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)\n"
+        )
+    assert checked(path)["status"] == "ok", "one call alone does not show it"
+    result = worker.isolated("measure", measure_job(path, WORKLOAD, tmp_path), deadline_s=60)
+    assert result["status"] == "incorrect", result
+    assert result["reason"].startswith("after timing, on fresh inputs: out is off by")
+    honest = measure_job(implementation(tmp_path, "honest", HEALTHY), WORKLOAD, tmp_path)
+    assert worker.isolated("measure", honest, deadline_s=60)["status"] == "ok"
+
+
+TARGET = "bench_core@local-improved-seed"
+
+
+@pytest.fixture
+def amid_bench(tiny: Repo) -> Iterator[subprocess.Popen[bytes]]:
+    """A `dvc repro` that has measured one of the two cells of a bench stage and takes 8 s for the other."""
+    for old, new in (("  samples: 5", "  samples: 100000"), ("sample_ms: 1", "sample_ms: 20"), ("_s: 1\n", "_s: 8\n")):
+        tiny.edit("params.yaml", old, new)
+    with (tiny.path.parent / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["dvc", "repro", TARGET], cwd=tiny.path, env=tiny.environment(), stdin=subprocess.DEVNULL, stdout=log,
+            stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        kept = wait_until(lambda: list(tiny.path.glob(".scratch/cells/*/*.json")), 600)
+        log_text = (tiny.path.parent / "log").read_text(encoding="utf-8")
+        assert kept, log_text
+        assert process.poll() is None, log_text
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.pipeline
+def test_a_killed_pipeline_leaves_no_process_and_goes_on_with_what_was_measured(
+    amid_bench: subprocess.Popen[bytes], tiny: Repo
+) -> None:
+    assert len(processes_of(tiny.path)) >= 3, "dvc, its stage and the stage's worker"
+    amid_bench.kill()
+    amid_bench.wait()
+    assert wait_until(lambda: not processes_of(tiny.path), 5), processes_of(tiny.path)
+    assert not (tiny.path / "results/local/bench/improved-seed.json").exists(), "half a record"
+    again = tiny.repro(TARGET)
+    assert again.code == 0, again.output
+    assert again.stages == ["probe@local", TARGET]
+    assert len(re.findall(r"improved-seed-\S+ kept from before", again.output)) == 1, again.output
+    assert not list(tiny.path.glob(".scratch/cells/*/*")), "what was kept is used once"
+    assert tiny.repro(TARGET).stages == ["probe@local"]
+
+
+@pytest.mark.pipeline
+def test_an_interrupted_pipeline_leaves_no_process(amid_bench: subprocess.Popen[bytes], tiny: Repo) -> None:
+    os.killpg(amid_bench.pid, signal.SIGINT)  # as Ctrl-C does: dvc and its stage
+    assert amid_bench.wait(15) != 0
+    assert wait_until(lambda: not processes_of(tiny.path), 5), processes_of(tiny.path)
+    assert "interrupted; what was measured is kept, run `dvc repro` to go on" in (tiny.path.parent / "log").read_text(
+        encoding="utf-8"
+    )
+
+
+@pytest.mark.pipeline
+def test_a_second_measurement_waits_for_the_first_and_says_so(tiny: Repo) -> None:
+    lock = FileLock(str(runner.LOCK).format(device="cpu"), mode=0o666)
+    with lock.acquire(timeout=600):
+        second = subprocess.Popen(
+            [sys.executable, "-m", "stages.ceiling", "local"], cwd=tiny.path, env=tiny.environment(),
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert second.stdout is not None
+            said = select.select([second.stdout], [], [], 60)[0]
+            line = second.stdout.readline() if said else "nothing within 60 s"
+            assert line == f"another measurement holds {lock.lock_file}; waiting for it to end\n"
+            assert second.poll() is None
+        except BaseException:
+            second.kill()
+            second.communicate()
+            raise
+    assert second.communicate(timeout=600)[0] == ""
+    assert second.returncode == 0
+
+
+def wait_until(happens: Any, seconds: float) -> Any:
+    """What it gave, once that is true; the last answer after so many seconds."""
+    end = time.monotonic() + seconds
+    while not (found := happens()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return found
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
