@@ -61,12 +61,12 @@ _FEWER = {
     "bench/cases.py": """
 
 _every_case = _all
-WORLD_SIZES = (1,)
 
 
 def _all(kind: str) -> Iterator[Case]:
     yield from list(_every_case(kind))[::18]
 """,
+    "bench/jobs.py": "\n\nCHECKED_WORLD_SIZES = (1,)\n",
     "bench/roofline.py": "\n\nSIZES = (64,)\nCOPY_BYTES = 1 << 20\n",
 }
 

@@ -43,7 +43,7 @@ def implementation(folder: Path, name: str, *before: str) -> Path:
 
 
 def checked(path: Path, **limits: Any) -> dict[str, Any]:
-    """The task `check` in a process of its own, on its cases and one workload: that one's status where it got that far."""
+    """The task `check` in a process of its own, on its cases and one workload; that one's status if it got that far."""
     job = {"implementation": str(path), "device": "cpu", "threads": 1, "seed": 7, "world_size": 1}
     result = worker.isolated("check", {**job, "workloads": [WORKLOAD.as_dict()]}, **{"deadline_s": 60, **limits})
     if result["status"] != "ok":
