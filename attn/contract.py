@@ -37,6 +37,10 @@ LAYOUTS: tuple[str, ...] = get_args(Layout)
 class Unsupported(Exception):
     """An implementation cannot do what was asked; the message says why, with numbers."""
 
+    def __str__(self) -> str:
+        """One line, as it stands in a table."""
+        return " ".join(super().__str__().split()) or "no reason was given"
+
 
 @dataclass(frozen=True)
 class Mask:

@@ -66,7 +66,7 @@ class Implementation:
 
 def find(folder: Path = IMPL_DIR) -> dict[str, Implementation]:
     """All implementations of a folder by name, sorted; broken ones included, with their fault."""
-    paths = sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
+    paths = sorted(path for path in folder.glob("*.py") if path.name[0] not in "_.")
     return {path.stem: read(path) for path in paths}
 
 
@@ -75,7 +75,7 @@ def read(path: Path) -> Implementation:
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
         constants = _constants(tree)
-    except (SyntaxError, ValueError, TypeError) as error:
+    except (SyntaxError, ValueError, TypeError, OSError) as error:
         return Implementation(path.stem, path, fault=f"broken file {path.name}: {_one_line(error)}")
     return Implementation(
         name=path.stem,
@@ -183,5 +183,5 @@ def _literal(name: str, node: ast.expr) -> Any:
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, SyntaxError):
-        return f"line {error.lineno}: {error.msg}"
+        return f"line {error.lineno}: {error.msg}" if error.lineno else error.msg
     return str(error).split("\n")[0]

@@ -7,7 +7,12 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from bench import commands, grid
+try:
+    from bench import commands, grid
+except ModuleNotFoundError as error:
+    if (error.name or "").split(".")[0] in ("attn", "bench"):
+        raise
+    sys.exit(f"{sys.executable} lacks the package {error.name}: use .venv/bin/python, which `make bench` sets up")
 
 _EXAMPLES = """\
 examples:

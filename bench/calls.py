@@ -54,16 +54,12 @@ class CoreCall:
         if self.workload.backward:
             found |= {name: grad for name, grad in self._gradients().items() if grad is not None}
         found = {name: self._whole(x) for name, x in found.items()}
-        lse = self._lse()
-        if lse is not None:
-            found["lse"] = lse
-        return {name: x.cpu() for name, x in found.items()}
+        return {name: x.cpu() for name, x in (found | self._with_lse()).items()}
 
     def refill(self, given: Tensors) -> None:
-        """Put other values into the same buffers."""
-        with torch.no_grad():
-            for name, x in given.items():
-                self.buffers[name].copy_(self._held(x))
+        """Put other values into the same buffers, past torch's count of changes: nothing but the values tells."""
+        for name, x in given.items():
+            self.buffers[name].data.copy_(self._held(x))
 
     def changed_inputs(self, given: Tensors) -> list[str]:
         """Names of the inputs that are not, bit for bit, what they were."""
@@ -86,16 +82,17 @@ class CoreCall:
     def _gradients(self) -> dict[str, Tensor | None]:
         return {f"d{name}": self.buffers[name].grad for name in self.leaves}
 
-    def _lse(self) -> Tensor | None:
+    def _with_lse(self) -> Tensors:
+        """Of a row that gives it, lse, and the out that came with it."""
         with_lse = getattr(self.module, "attention_with_lse", None)
         if with_lse is None:
-            return None
+            return {}
         b = {name: x.detach() for name, x in self.buffers.items()}
         try:
-            _, lse = with_lse(b["q"], b["k"], b["v"], softmax_scale=self.workload.softmax_scale, mask=self.mask)
+            out, lse = with_lse(b["q"], b["k"], b["v"], softmax_scale=self.workload.softmax_scale, mask=self.mask)
         except Unsupported:
-            return None
-        return lse  # type: ignore[no-any-return]
+            return {}
+        return {"lse": lse, "out_with_lse": out}
 
     def _held(self, x: Tensor) -> Tensor:
         return x
@@ -146,8 +143,8 @@ class ModuleCall(CoreCall):
         weights = zip(("dwq", "dwk", "dwv", "dwo"), self.attention.gradients(), strict=True)
         return {"dx": self.buffers["x"].grad, **dict(weights)}
 
-    def _lse(self) -> Tensor | None:
-        return None
+    def _with_lse(self) -> Tensors:
+        return {}
 
 
 class RingCall(CoreCall):
@@ -173,8 +170,8 @@ class RingCall(CoreCall):
         shards = self.team.gather_tensor(x)
         return layouts.unshard(shards, self.implementation.layout, self.workload.seq_len) if shards else x
 
-    def _lse(self) -> Tensor | None:
-        return None
+    def _with_lse(self) -> Tensors:
+        return {}
 
 
 def make(implementation: Implementation, workload: Workload, given: Tensors, device: str, team: Any = None) -> CoreCall:

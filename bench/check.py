@@ -27,7 +27,15 @@ def check(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
     chosen = [case for case in cases.cases(implementation) if case.world_size == job.world_size]
     asked = (Workload.from_dict(fields) for fields in job.workloads)
     chosen += [Case(w, world_size=job.world_size) for w in asked if not implementation.why_not(w, job.device)]
-    return {"status": "ok", "cases": [_one(implementation, case, job, team) for case in chosen]}
+    return {"status": "ok", "cases": [_named(implementation, case, job, team) for case in chosen]}
+
+
+def _named(implementation: registry.Implementation, case: Case, job: CheckJob, team: Team) -> dict[str, Any]:
+    """A case; what it raises says which one it was."""
+    try:
+        return _one(implementation, case, job, team)
+    except Exception as error:
+        raise RuntimeError(f"case {case.name}: {type(error).__name__}: {error}") from error
 
 
 def _one(implementation: registry.Implementation, case: Case, job: CheckJob, team: Team) -> dict[str, Any]:
@@ -44,11 +52,14 @@ def _one(implementation: registry.Implementation, case: Case, job: CheckJob, tea
     except Unsupported as error:
         return {**found, "status": "unsupported", "reason": str(error)}
     changed = call.changed_inputs(given)
+    changed_anywhere = any(any(values) for values in team.gather([float(bool(changed))]))
     results = call.results()
     if team.rank:
         return found
     verdict = judge(results, oracle.solve(implementation.kind, case.workload, given, job.seed), case.workload.dtype)
-    reason = f"its inputs ({', '.join(changed)}) were changed by the call" if changed else verdict.reason
+    reason = verdict.reason
+    if changed_anywhere:
+        reason = f"its inputs ({', '.join(changed) or 'on another rank'}) were changed by the call"
     return {
         **found,
         "status": "incorrect" if reason else "ok",

@@ -34,6 +34,9 @@ def check(path: Path, params: Params, identity: dict[str, Any], workloads: Seque
     found: list[dict[str, Any]] = []
     with steps(f"check {implementation.name}", len(sizes)) as progress:
         for world_size in sizes:
+            if no_ranks := machine.why_no_ranks(identity, world_size):
+                progress.step(f"unsupported: {no_ranks}")
+                continue
             result = _run(implementation, params, identity, world_size, workloads)
             found += result.get("cases", [])
             progress.step(_summary(result))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,8 +16,26 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("attn", "bench", "stages")
 
 
-def fingerprint(*paths: Path) -> str:
-    """A hash of these files and of everything of ours that they import, wherever in the file."""
+def fingerprint(*paths: Path, packages: dict[str, str] | None = None) -> str:
+    """A hash of these files and of everything of ours that they import, wherever in the file.
+
+    With `packages` (name -> version), the versions of those that they import count too.
+    """
+    files = _closure(paths)
+    names = [path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name for path in files]
+    lines = sorted(f"{name} {_digest(path)}" for name, path in zip(names, files, strict=True))
+    lines += [f"{name} {(packages or {}).get(name)}" for name in third_party(*paths) if name in (packages or {})]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def third_party(*paths: Path) -> list[str]:
+    """Top-level names of the packages, neither ours nor Python's own, that these files import, transitively."""
+    trees = [(_parse(path), path) for path in _closure(paths)]
+    found = {name.split(".")[0] for tree, path in trees if tree for name in _names(tree, path)}
+    return sorted(found - set(PACKAGES) - sys.stdlib_module_names - {""})
+
+
+def _closure(paths: tuple[Path, ...]) -> list[Path]:
     files: set[Path] = set()
     todo = [path.resolve() for path in paths]
     while todo:
@@ -24,10 +43,7 @@ def fingerprint(*paths: Path) -> str:
         if path not in files:
             files.add(path)
             todo += _imports(path)
-    lines = sorted(
-        f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name} {_digest(path)}" for path in files
-    )
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return sorted(files)
 
 
 @cache
@@ -36,15 +52,15 @@ def _imports(path: Path) -> list[Path]:
     if tree is None:
         return []
     found = []
-    for module in _modules(tree, path):
+    for module in (name for name in _names(tree, path) if name.split(".")[0] in PACKAGES):
         base = ROOT.joinpath(*module.split("."))
-        for candidate in (base.with_suffix(".py"), base / "__init__.py"):
-            if candidate.exists():
-                found.append(candidate)
+        packages = [parent / "__init__.py" for parent in (base, *base.parents) if parent.is_relative_to(ROOT)]
+        found += [candidate for candidate in (base.with_suffix(".py"), *packages) if candidate.exists()]
     return found
 
 
-def _modules(tree: ast.Module, path: Path) -> Iterator[str]:
+def _names(tree: ast.Module, path: Path) -> Iterator[str]:
+    """Every dotted name that a file imports, and what it takes from it, which may be a module too."""
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -52,7 +68,7 @@ def _modules(tree: ast.Module, path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             package = ".".join(filter(None, (_package(path, node.level), node.module)))
             names = [package, *(f"{package}.{alias.name}" for alias in node.names)]
-        yield from (name for name in names if name.split(".")[0] in PACKAGES)
+        yield from names
 
 
 def _package(path: Path, level: int) -> str:

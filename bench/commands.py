@@ -6,6 +6,8 @@ import json
 import shutil
 import tempfile
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,7 @@ def check(params: Params, asked: Namespace) -> int:
 
 def run(params: Params, asked: Namespace) -> int:
     """Check, then measure into a table or JSON; nothing under results/ is touched. Exit 1 when a cell failed."""
-    from bench import checking, oracle, records, roofline, runner, worker
+    from bench import checking, records, roofline, runner, truths, worker
 
     implementation = _implementation(asked.implementation)
     _grid(params, asked.grid)
@@ -71,18 +73,26 @@ def run(params: Params, asked: Namespace) -> int:
         raise BadInput(f"{asked.implementation}: only rows in attn/impl can be measured; `check` judges any file")
     if implementation.fault:
         raise BadInput(implementation.fault)
-    family = implementation.kind
+    family, reference = implementation.kind, params.reference_of(implementation.kind)
     identity = machine.identity(params)
-    report = checking.check(implementation.path, params, identity)
-    with tempfile.TemporaryDirectory(prefix="attn-bench-") as folder:
+    verdicts = {
+        name: checking.verdict(checking.check(registry.IMPL_DIR / f"{name}.py", params, identity))
+        for name in (implementation.name, reference)
+    }
+    with tempfile.TemporaryDirectory(prefix="attn-bench-") as scratch:
         campaign = runner.Campaign(
-            params, identity, family, implementation.name, asked.grid, Path(folder), checking.verdict(report)
+            params=params,
+            identity=identity,
+            family=family,
+            implementation=implementation.name,
+            grid=asked.grid,
+            oracle=Path(scratch) / "oracle",
+            verdict=verdicts[implementation.name],
+            reference_verdict=verdicts[reference],
+            scratch=Path(scratch) / "cells",
         )
-        kind = "module" if family == "module" else "core"
-        for workload in dict.fromkeys(params.grids[asked.grid].workloads()):
-            oracle.write(campaign.oracle / f"{workload.key}.safetensors", kind, workload, params.protocol.seed)
+        truths.write_all(params, family, asked.grid, campaign.oracle)
         measured = runner.run(campaign)
-    runner.finish(campaign)
     if asked.json:
         print(json.dumps([record.model_dump() for record in measured], indent=1))
     else:
@@ -98,29 +108,35 @@ def table(params: Params, asked: Namespace) -> int:
     """Exit 2 where nothing is recorded."""
     from bench import report
 
-    try:
+    if asked.grid is not None:
+        _grid(params, asked.grid)
+    with _readable():
         print(report.table(params, _results(params, asked), asked.grid, details=asked.details), end="")
-    except KeyError:
-        raise BadInput(f"no grid {asked.grid}, allowed: {', '.join(params.grids)}") from None
-    except FileNotFoundError as error:
-        raise BadInput(str(error)) from None
     return 0
 
 
 def publish(params: Params, asked: Namespace) -> int:
     """Copy results/local to results/NAME, whole or not at all."""
+    from bench import report
+
     source, target = RESULTS / "local", RESULTS / asked.name
     if asked.name == "local" or not grids.valid_name(asked.name):
         raise BadInput(f"name {asked.name}, allowed: letters, digits, _ and -, and not local")
-    if not (source / "report.md").exists():
-        raise BadInput(f"{source} has no finished run; run `make bench` first")
     if target.exists() and not asked.replace:
         raise BadInput(f"{target} is there already; choose another name, or add --replace")
-    partial = RESULTS / f".{asked.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    with _readable():
+        report.load(params, source)
+        unfinished = report.missing(params, source) or report.stale(source)
+    if unfinished:
+        raise BadInput(f"{source} is not finished ({unfinished[0]}); run `make bench` first")
+    partial, old = RESULTS / f".{asked.name}.partial", RESULTS / f".{asked.name}.old"
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     shutil.copytree(source, partial)
-    shutil.rmtree(target, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
     partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
     print(f"{source} copied to {target}; add it to git to keep it")
     return 0
 
@@ -130,14 +146,14 @@ def gate(params: Params, asked: Namespace) -> int:
     from bench import records, report
 
     results = _results(params, asked)
-    try:
+    with _readable():
         found = report.load(params, results)
-    except FileNotFoundError as error:
-        raise BadInput(str(error)) from None
+        missing = report.missing(params, results)
     failed = [
-        f"{_cell(record)}: {record.status}: {record.reason}" for record in found if record.status in records.FAILED
-    ]
-    failed += [f"{name}: no record in {results}" for name in report.missing(params, results)]
+        f"{record.implementation} {record.grid} {tables.where(record)}: {record.status}: {record.reason}"
+        for record in found
+        if record.status in records.FAILED
+    ] + missing
     for line in failed:
         print(line)
     print(f"{len(found)} cells, {sum(record.status == 'ok' for record in found)} ok, {len(failed)} do not pass")
@@ -153,6 +169,15 @@ def docs(_: Params, asked: Namespace) -> int:
     for path in stale:
         print(f"{path} {'is out of date: run `make docs`' if asked.check else 'written'}")
     return 1 if stale and asked.check else 0
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Results that are not there, or that cannot be what we wrote, are one sentence."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        raise BadInput(" ".join(str(error).split())) from None
 
 
 def _results(params: Params, asked: Namespace) -> Path:
@@ -199,10 +224,10 @@ def _why_not_here(one: Implementation, device: str) -> str | None:
     if one.fault:
         return one.fault
     if device not in one.devices:
-        return f"no {device}"
+        return f"only on {', '.join(one.devices)}"
     try:
         registry.entry_point(one, registry.load(one))
-    except Exception as error:  # a list shows what is broken, it does not break
+    except (Exception, SystemExit) as error:  # a list shows what is broken, it does not break
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return launch.why_not() if one.kind == "ring" else None
 
@@ -216,7 +241,3 @@ def _verdict_in_words(report: dict[str, Any]) -> str:
         lines.append(report["reason"])
     unsupported = {one["reason"] for one in report["cases"] if one["status"] == "unsupported"}
     return "\n".join(lines + [f"unsupported: {reason}" for reason in sorted(unsupported)])
-
-
-def _cell(record: Any) -> str:
-    return f"{record.implementation} {record.grid} {tables.where(record)}"

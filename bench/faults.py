@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import itertools
+import math
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -15,7 +16,10 @@ from attn.contract import DTYPES, KINDS
 if TYPE_CHECKING:
     from bench.grid import Params
 
+MOST_CELLS = 1000
+
 _ALLOWED = {
+    "invalid_key": "keys that are words",
     "greater_than": "a whole number above 0",
     "greater_than_equal": "a whole number, 0 or more",
     "int_type": "a whole number",
@@ -43,6 +47,10 @@ def in_words(error: Any, model: type[BaseModel]) -> str:
         return f"{where} is missing"
     if kind == "extra_forbidden":
         return f"{where}: unknown key, allowed: {', '.join(_siblings(model, error['loc']))}"
+    if kind == "less_than_equal":
+        return f"{where} = {value!r}, allowed: at most {error['ctx']['le']}"
+    if kind == "string_pattern_mismatch" and where.endswith(".reason"):
+        return f"{where} = {value!r}, allowed: one line of words"
     allowed = _ALLOWED.get(kind) or error.get("ctx", {}).get("expected", error["msg"]).replace("'", "")
     return f"{where} = {value!r}, allowed: {allowed}"
 
@@ -64,6 +72,7 @@ def disagreements(params: Params) -> list[str]:
     """How values that are right by themselves do not fit together, or with the files that they name."""
     known = registry.find()
     listed = params.implementations()
+    rows_at_fault = any(".implementations[" in fault for f in KINDS for fault in _family_faults(params, f, known))
     return [
         *_duplicates(params),
         *(fault for family in KINDS for fault in _family_faults(params, family, known)),
@@ -72,7 +81,7 @@ def disagreements(params: Params) -> list[str]:
             for name in dict.fromkeys(n for n in listed if listed.count(n) > 1)
             if sum(name in params.family(f).implementations for f in KINDS) > 1
         ),
-        *_reference_faults(params, known),
+        *([] if rows_at_fault else _reference_faults(params)),
         *(fault for name in params.grids for fault in _grid_faults(params, name, known)),
         *(
             ["protocol.min_samples must be at most protocol.samples"]
@@ -113,12 +122,12 @@ def _family_faults(params: Params, family: str, known: dict[str, registry.Implem
     return faults
 
 
-def _reference_faults(params: Params, known: dict[str, registry.Implementation]) -> list[str]:
+def _reference_faults(params: Params) -> list[str]:
     return [
-        f"reference.{family} = {name}: not a row of that kind, allowed: "
-        + ", ".join(sorted(n for n, one in known.items() if one.kind == family))
+        f"reference.{family} = {name}: must be one of families.{family}.implementations, allowed: "
+        + ", ".join(params.family(family).implementations)
         for family, name in (("core", params.reference.core), ("module", params.reference.module))
-        if name not in known or (not known[name].fault and known[name].kind != family)
+        if name not in params.family(family).implementations
     ]
 
 
@@ -141,10 +150,27 @@ def _grid_faults(params: Params, name: str, known: dict[str, registry.Implementa
                 faults.append(
                     f"grids.{name}.dtype = {dtype}: no row of this grid has it, allowed: {', '.join(offered)}"
                 )
+    others = [family for family in ("core", "module") if name in params.family(family).grids]
+    if others and grid.world_size != [1]:
+        faults.append(f"grids.{name}.world_size = {grid.world_size}: {others[0]} uses this grid too, allowed: [1]")
+    return faults or _cell_faults(params, name)
+
+
+def _cell_faults(params: Params, name: str) -> list[str]:
+    grid = params.grids[name]
+    axes = (grid.batch, grid.seq_len, grid.n_heads, grid.n_kv_heads or [0], grid.head_dim, grid.dtype, grid.mask)
+    count = math.prod(len(axis) for axis in (*axes, grid.pass_, grid.world_size))
+    if count > MOST_CELLS:
+        return [f"grids.{name} has {count} cells, allowed: at most {MOST_CELLS}"]
+    workloads = grid.workloads()
     device = params.device if params.device != "auto" else "cpu"
-    if not faults and all(grid.why_excluded(w, device) for w in grid.workloads()):
-        faults.append(f"grids.{name}.exclude: leaves no cell out of {len(grid.workloads())}")
-    return faults
+    if all(grid.why_excluded(w, device) for w in workloads):
+        return [f"grids.{name}.exclude: leaves no cell out of {len(workloads)}"]
+    return [
+        f"grids.{name}.exclude[{i}] covers no cell of the grid"
+        for i, exclusion in enumerate(grid.exclude)
+        if not any(exclusion.covers(w, exclusion.device or device) for w in workloads)
+    ]
 
 
 def _hint(name: str, allowed: list[str]) -> str:

@@ -18,8 +18,8 @@ Family = Literal["core", "module", "ring"]
 FAMILIES: tuple[Family, ...] = ("core", "module", "ring")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 
-Positive = Annotated[int, Field(strict=True, gt=0)]
-Count = Annotated[int, Field(strict=True, ge=0)]
+Positive = Annotated[int, Field(strict=True, gt=0, le=1 << 24)]
+Count = Annotated[int, Field(strict=True, ge=0, le=1 << 24)]
 Name = Annotated[str, Field(strict=True, pattern=NAME)]
 
 
@@ -49,7 +49,7 @@ class _Strict(BaseModel):
 class Exclusion(_Strict):
     """Cells that a grid leaves out, with the reason that stands in their place in the table."""
 
-    reason: Annotated[str, Field(min_length=1)]
+    reason: Annotated[str, Field(pattern=r"^[^\n]*\S[^\n]*$")]
     device: Literal["cpu", "cuda"] | None = None
     dtype: Dtype | None = None
     mask: MaskKind | None = None
@@ -126,8 +126,8 @@ class Protocol(_Strict):
     sample_ms: Positive
     warmup_ms: Count
     warmup_calls: Positive
-    budget_s: Positive
-    deadline_s: Positive
+    budget_s: Annotated[float, Field(gt=0, le=3600)]
+    deadline_s: Annotated[int, Field(strict=True, gt=0, le=86400)]
     memory_limit_gib: Count
 
 
@@ -136,7 +136,7 @@ class Params(_Strict):
 
     machine: Name
     device: Literal["auto", "cpu", "cuda"]
-    threads: Count
+    threads: Annotated[int, Field(strict=True, ge=0, le=4096)]
     reference: Reference
     families: Families
     grids: Annotated[dict[Name, Grid], Field(min_length=1)]
@@ -153,17 +153,6 @@ class Params(_Strict):
     def implementations(self) -> list[str]:
         """Every row of every family, in order."""
         return [name for family in FAMILIES for name in self.family(family).implementations]
-
-    def family_of(self, implementation: str) -> Family:
-        """The family that lists an implementation.
-
-        Raises:
-            KeyError: none does.
-        """
-        for family in FAMILIES:
-            if implementation in self.family(family).implementations:
-                return family
-        raise KeyError(implementation)
 
 
 @dataclass(frozen=True)

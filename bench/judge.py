@@ -28,14 +28,16 @@ class Verdict:
 def judge(results: dict[str, Tensor], solved: Solved, dtype: str) -> Verdict:
     """Compare what came back with what should have.
 
-    `results` may lack `lse`; anything else that the truth has must be there, of its shape, and of the
+    `results` may lack `lse`, and `out_with_lse` that comes with it; anything else that the truth has must
+    be there, of its shape, and of the
     dtype of the row (lse: float32).
     """
     errors, ratios, reasons = {}, {}, []
-    for name, truth in solved.truth.items():
-        got = results.get(name)
+    due = {name: name for name in solved.truth} | {"out_with_lse": "out"}
+    for name, tensor in due.items():
+        truth, got = solved.truth[tensor], results.get(name)
         if got is None:
-            if name != "lse":
+            if name in solved.truth and name != "lse":
                 reasons.append(f"{name} was not returned")
             continue
         wanted = torch.float32 if name == "lse" else getattr(torch, dtype)
@@ -45,18 +47,20 @@ def judge(results: dict[str, Tensor], solved: Solved, dtype: str) -> Verdict:
         got = got.double().cpu()
         reason = _not_finite(name, got, truth)
         if reason is None:
-            errors[name], ratios[name], reason = _compare(name, got, truth, solved.budget[name])
+            errors[name], ratios[name], reason = _compare(name, got, truth, solved.budget[tensor])
         if reason:
             reasons.append(reason)
     return Verdict(not reasons, "; ".join(reasons) or None, errors, ratios)
 
 
 def _not_finite(name: str, got: Tensor, truth: Tensor) -> str | None:
-    bad = ~torch.isfinite(got) & (got != truth)  # lse is -inf where no key is seen
+    finite = torch.isfinite(got)
+    bad = (finite != torch.isfinite(truth)) | (~finite & (got != truth))  # lse is -inf where no key is seen
     if not bool(bad.any()):
         return None
     first = tuple(torch.nonzero(bad)[0].tolist())
-    return f"{name} has {int(bad.sum())} values that are not finite, the first at {first}"
+    words = f"{name} has {int(bad.sum())} values that are not finite, or should not be"
+    return f"{words}: {float(got[first]):g} at {first}, not {float(truth[first]):g}"
 
 
 def _compare(name: str, got: Tensor, truth: Tensor, budget: Tensor) -> tuple[float, float, str | None]:

@@ -140,4 +140,5 @@ def _end_ranks(folder: Path) -> None:
             if str(folder) in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8"):
                 os.kill(int(pid), signal.SIGKILL)
         for segment in segments:
-            Path(segment).unlink(missing_ok=True)
+            with suppress(OSError):
+                Path(segment).unlink(missing_ok=True)

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from attn import registry
+from bench import closure
 from bench.files import read_json
 from bench.grid import InvalidParams, Params
 
@@ -61,6 +63,13 @@ def device_of(params: Params) -> str:
     return "cuda" if here else "cpu"
 
 
+def packages() -> dict[str, str]:
+    """Versions of the third-party packages that rows import, `unavailable` where one is not installed."""
+    distributions = metadata.packages_distributions()
+    names = closure.third_party(*(one.path for one in registry.find().values()))
+    return {name: version(distributions.get(name, [name])[0]) for name in names}
+
+
 def state() -> dict[str, Any]:
     """Load and clocks at this moment; goes into records, not into the identity."""
     return {"load_1min": round(os.getloadavg()[0], 2), "cpu_mhz": _cpu_mhz(), "governor": _governor()}
@@ -74,6 +83,13 @@ def cpu_count() -> int:
 def threads_per_rank(threads: int, world_size: int) -> int:
     """The machine's threads shared out, at least one each."""
     return max(1, threads // world_size)
+
+
+def why_no_ranks(identity: dict[str, Any], world_size: int) -> str | None:
+    """Why that many ranks cannot run: on CUDA every rank needs a device of its own."""
+    if identity["device"] == "cuda" and world_size > max(1, identity["gpu_count"]):
+        return f"{world_size} ranks need {world_size} CUDA devices, {identity['gpu_count']} here"
+    return None
 
 
 def version(package: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import resource
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,8 @@ def measure(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
         call = make(implementation, workload, first.inputs, job.device, team)
         rss_before = _peak_rss()
         with registry.third_party():
-            first_call_ms = device.elapsed_ms(call, 1)
+            team.line_up()
+            first_call_ms = max(max(times) for times in team.gather([device.elapsed_ms(call, 1)]) or [[0.0]])
     except Unsupported as error:
         return {"status": "unsupported", "reason": str(error)}
     found: dict[str, Any] = {"first_call_ms": first_call_ms, "rss_growth_mib": (_peak_rss() - rss_before) / MIB}
@@ -110,7 +110,7 @@ def _series(
     job: Job, call: CoreCall, device: Cpu, workload: Workload, given: oracle.Tensors, team: Team
 ) -> dict[str, Any]:
     """Samples in pairs with the reference. Of several ranks, the slowest one's time is the sample."""
-    reference = make(registry.read(Path(job.reference)), workload, given, job.device) if team.rank == 0 else None
+    reference, why_not = _reference(job, workload, given) if team.rank == 0 else (None, None)
 
     def sample(calls: int) -> float:
         team.line_up()
@@ -127,12 +127,11 @@ def _series(
         team.line_up()
         return milliseconds
 
-    start = time.perf_counter()
     series = sample_pairs(sample, sample_reference, job.protocol, job.protocol["seed"] + job.process, agree=team.agree)
     ranks = team.gather(series.samples_ms)
     if ranks:
         series.samples_ms = [max(times) for times in zip(*ranks, strict=True)]
-    found: dict[str, Any] = {"series": series.as_dict(), "sampling_s": time.perf_counter() - start}
+    found: dict[str, Any] = {"series": series.as_dict(), "no_reference": why_not}
     if team.world_size > 1:
         found["rank_samples_ms"] = ranks
     comm = getattr(call, "comm", None)
@@ -141,6 +140,17 @@ def _series(
         call()
         found["payload_bytes"], found["messages"] = comm.payload_bytes, comm.messages
     return found
+
+
+def _reference(job: Job, workload: Workload, given: oracle.Tensors) -> tuple[CoreCall | None, str | None]:
+    """The yardstick on the same inputs, or why there is none."""
+    try:
+        reference = make(registry.read(Path(job.reference)), workload, given, job.device)
+        with registry.third_party():
+            reference()
+    except Unsupported as error:
+        return None, str(error)
+    return reference, None
 
 
 def _peak_rss() -> int:

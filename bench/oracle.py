@@ -21,6 +21,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -88,6 +89,12 @@ def solve(kind: str, workload: Workload, given: Tensors, seed: int = 0) -> Solve
             ratio = _row_max(baseline[name].double() - truth[name]) / rounding[name]
             worst[pool[name]] = max(worst[pool[name]], float(ratio.max()))
     return Solved(given, truth, {name: 2.0 * (1.0 + worst[pool[name]]) * x for name, x in rounding.items()})
+
+
+def solve_and_write(job: dict[str, Any]) -> dict[str, Any]:
+    """`write` as a worker's task: path, kind, workload and seed of the job."""
+    write(Path(job["path"]), job["kind"], Workload.from_dict(job["workload"]), job["seed"])
+    return {"status": "ok"}
 
 
 def write(path: Path, kind: str, workload: Workload, seed: int) -> None:

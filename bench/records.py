@@ -69,6 +69,7 @@ class Record(_Frozen):
     status: Status
     reason: str | None
     backend: str | None = None
+    not_compared: str | None = None
     max_abs_error: dict[str, float] = {}
     over_budget: dict[str, float] = {}
     figures: Figures | None = None
@@ -104,7 +105,12 @@ def read(path: Path) -> list[Record]:
     Raises:
         ValueError: the file is not a list of legal records (pydantic says where).
     """
-    return [Record.model_validate(item) for item in read_json(path)]
+    try:
+        return [Record.model_validate(item) for item in read_json(path)]
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({' '.join(str(error).split())[:300]}); `dvc repro -f` makes it anew"
+        ) from None
 
 
 def bench_path(results: Path, implementation: str, grid: str) -> Path:

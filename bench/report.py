@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from attn.contract import Workload
 from bench import machine, records, tables
 from bench.files import read_json, write_json, write_text
-from bench.grid import FAMILIES, Params
+from bench.grid import FAMILIES, Params, cells
 from bench.records import Record
 
 _HOW_TO_READ = """\
@@ -38,9 +39,28 @@ def load(params: Params, results: Path) -> list[Record]:
 
 
 def missing(params: Params, results: Path) -> list[str]:
-    """Rows and grids of params.yaml that have no record."""
-    asked = ((grid, name, records.bench_path(results, name, grid)) for _, grid, name in _asked(params))
-    return [f"{name} {grid}" for grid, name, path in asked if not path.exists()]
+    """What params.yaml asks for and no record tells of, one line each."""
+    lines = []
+    for family, grid, name in _asked(params):
+        path = records.bench_path(results, name, grid)
+        known = {_cell(record) for record in records.read(path)} if path.exists() else set()
+        wanted = {(cell.workload.key, cell.world_size) for cell in cells(params, family, name, grid)}
+        lines += [f"{name} {grid}: no record of {key}, {ranks} ranks" for key, ranks in sorted(wanted - known)]
+    return lines
+
+
+def stale(results: Path) -> list[str]:
+    """Records that are newer than the report."""
+    written = (results / "report.md").stat().st_mtime if (results / "report.md").exists() else 0.0
+    return [
+        f"{path} is newer than the report"
+        for path in sorted(results.glob("*/*.json"))
+        if path.stat().st_mtime > written
+    ]
+
+
+def _cell(record: Record) -> tuple[str, int]:
+    return Workload.from_dict(record.workload).key, record.world_size
 
 
 def render(params: Params, results: Path) -> None:
@@ -63,12 +83,11 @@ def table(params: Params, results: Path, grid: str | None, *, details: bool = Fa
     """What `python -m bench table` prints: the seed table as it was, any other grid with all its columns.
 
     Raises:
-        KeyError: no such grid.
         FileNotFoundError: nothing measured yet.
     """
-    if grid is not None and grid not in params.grids:
-        raise KeyError(grid)
     found = [r for r in load(params, results) if grid in (None, r.grid)]
+    if not found:
+        raise FileNotFoundError(f"{results}: nothing measured yet for grid {grid}; run `make bench`")
     if grid == "seed" and not details:
         references = (params.reference.core, params.reference.module)
         return tables.seed_table(found, read_json(results / "machine.json")["device"], references)
@@ -112,14 +131,14 @@ def _plot(found: list[Record], ceiling: dict[str, Any], path: Path, title: str) 
             line = sorted((r for r in here if _line_name(r) == name), key=lambda r: r.workload["seq_len"])
             if line:
                 _draw(axis, line, name, f"C{number}")
-        axis.axhline(ceiling["matrix_product"][panel[0]]["tflops"], color="grey", linestyle="--", label="ceiling")
+        axis.axhline(tables.peak_tflops(ceiling, panel[0]), color="grey", linestyle="--", label="ceiling")
         axis.set(title=", ".join(panel), xlabel="seq_len (tokens)", xscale="log", ylim=(0, None))
         lengths = sorted({r.workload["seq_len"] for r in found})
         axis.set_xticks(lengths, [str(n) for n in lengths])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("TFLOP/s (causal: half the pairs)")
-    axes[-1].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -37,7 +37,7 @@ def main(folder: Path) -> None:
 def _shared_memory() -> list[str]:
     """MPI's segments, which nobody removes when a rank is killed."""
     with open("/proc/self/maps", encoding="utf-8") as maps:
-        return sorted({line.split()[-1] for line in maps if "/dev/shm/mpich" in line})  # noqa: S108  # not ours to make
+        return sorted({line.split()[-1] for line in maps if "/dev/shm/mpich" in line and "deleted" not in line})  # noqa: S108  # not ours to make
 
 
 if __name__ == "__main__":

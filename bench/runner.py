@@ -6,25 +6,21 @@ import random
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from attn import registry
-from bench import closure, launch, machine, records, roofline, stats, worker
+from bench import closure, launch, machine, records, roofline, stats, store, worker
 from bench.files import read_json
 from bench.grid import Cell, Params, cells
 from bench.jobs import Job
+from bench.lock import device_lock
 from bench.progress import Steps, steps
 from bench.records import Figure, Figures, Record
-from bench.store import Store
 
 ORACLE = Path("data/oracle")
-LOCK = Path("/tmp") / "attn-bench-{device}.lock"  # noqa: S108  # one a machine, whichever clone measures
 
 
 @dataclass(frozen=True)
@@ -32,6 +28,8 @@ class Campaign:
     """What is measured, where, and what is known of it beforehand.
 
     verdict: of the check stage; anything but ok keeps its cells from being measured at all.
+    reference_verdict: of the yardstick; anything but ok and nothing is compared with it.
+    scratch: where samples of an unfinished run are kept.
     """
 
     params: Params
@@ -41,6 +39,13 @@ class Campaign:
     grid: str
     oracle: Path
     verdict: dict[str, Any]
+    reference_verdict: dict[str, Any]
+    scratch: Path = store.FOLDER
+
+    @property
+    def store(self) -> store.Store:
+        """The samples of this campaign that an interruption left."""
+        return store.Store(self.depends_on, self.scratch)
 
     @property
     def depends_on(self) -> dict[str, Any]:
@@ -66,7 +71,6 @@ def run(campaign: Campaign) -> list[Record]:
     """Measure every cell that can be, in random order, each in several processes."""
     todo = cells(campaign.params, campaign.family, campaign.implementation, campaign.grid)
     known = {cell.key: reason for cell in todo if (reason := _why_not(campaign, cell))}
-    store = Store(campaign.depends_on)
     results: dict[str, list[dict[str, Any]]] = defaultdict(list)
     jobs = [
         (cell, process)
@@ -78,29 +82,14 @@ def run(campaign: Campaign) -> list[Record]:
         steps(f"bench {campaign.implementation} {campaign.grid}", len(jobs)) as progress,
         device_lock(campaign.identity["device"]),
     ):
-        for cell, result in _results(campaign, jobs, store, progress):
+        for cell, result in _results(campaign, jobs, progress):
             results[cell.key].append(result)
     return [_record(campaign, cell, known.get(cell.key), results[cell.key]) for cell in todo]
 
 
 def finish(campaign: Campaign) -> None:
     """The record is on disk: forget the samples kept for an interruption."""
-    Store(campaign.depends_on).clear()
-
-
-@contextmanager
-def device_lock(device: str) -> Iterator[None]:
-    """One measurement at a time on a device; a second one waits, and says so."""
-    lock = FileLock(str(LOCK).format(device=device), mode=0o666)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"another measurement holds {lock.lock_file}; waiting for it to end", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    campaign.store.clear()
 
 
 def _why_not(campaign: Campaign, cell: Cell) -> tuple[records.Status, str] | None:
@@ -112,17 +101,23 @@ def _why_not(campaign: Campaign, cell: Cell) -> tuple[records.Status, str] | Non
     if campaign.verdict["status"] != "ok":
         return campaign.verdict["status"], campaign.verdict["reason"]
     implementation = registry.read(registry.IMPL_DIR / f"{cell.implementation}.py")
-    reason = implementation.why_not(cell.workload, device)
-    return ("unsupported", reason) if reason else None
+    reason = implementation.why_not(cell.workload, device) or machine.why_no_ranks(campaign.identity, cell.world_size)
+    if reason:
+        return "unsupported", reason
+    failed = campaign.oracle / f"{cell.workload.key}.json"
+    if failed.exists():  # the truth itself could not be computed
+        result = read_json(failed)
+        return result["status"], f"its oracle: {result['reason']}"
+    return None
 
 
 def _results(
-    campaign: Campaign, jobs: list[tuple[Cell, int]], store: Store, progress: Steps
+    campaign: Campaign, jobs: list[tuple[Cell, int]], progress: Steps
 ) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Kept ones first; then cells in random order, alone or by launches of ranks."""
-    rest, dead = [], set()
+    rest, dead, kept_before = [], set(), campaign.store
     for cell, process in jobs:
-        kept = store.get(cell.key, process)
+        kept = kept_before.get(cell.key, process)
         if kept is None:
             rest.append((cell, process))
             continue
@@ -133,7 +128,7 @@ def _results(
     random.Random(campaign.params.protocol.seed).shuffle(rest)
     runner = _in_launches if campaign.family == "ring" else _one_by_one
     for cell, process, result in runner(campaign, rest, dead):
-        store.put(cell.key, process, result)
+        kept_before.put(cell.key, process, result)
         progress.step(f"{cell.key} process {process}: {_outcome(result)}")
         yield cell, result
 
@@ -228,6 +223,7 @@ def _record(
             over_budget=judged.get("over_budget", {}),
         )
     first = next(result for result in results if "backend" in result)  # memory is measured in one process
+    not_compared = _not_compared(campaign, cell, results, oversubscribed=common["oversubscribed"])
     return Record(
         **common,
         status="ok",
@@ -235,11 +231,22 @@ def _record(
         backend=first["backend"],
         max_abs_error=_worst(results, "max_abs_error"),
         over_budget=_worst(results, "over_budget"),
-        figures=_figures(cell, results, first, compared=not common["oversubscribed"]),
+        figures=_figures(cell, results, first, compared=not_compared is None),
+        not_compared=not_compared,
         processes=results,
         state=machine.state(),
         measured_at=datetime.now(UTC).strftime("%Y%m%d_%H%M%S"),
     )
+
+
+def _not_compared(campaign: Campaign, cell: Cell, results: list[dict[str, Any]], *, oversubscribed: bool) -> str | None:
+    """Why a cell has no relative time."""
+    if oversubscribed:
+        return f"{cell.world_size} ranks on {campaign.identity['cpu_count']} cores: oversubscribed"
+    verdict = campaign.reference_verdict
+    if verdict["status"] != "ok":
+        return f"the yardstick is {verdict['status']}: {verdict['reason']}"
+    return next((result["no_reference"] for result in results if result["no_reference"]), None)
 
 
 def _worst(results: list[dict[str, Any]], field: str) -> dict[str, float]:
@@ -252,7 +259,9 @@ def _figures(cell: Cell, results: list[dict[str, Any]], first: dict[str, Any], *
     series = [result["series"] for result in results]
     time = stats.estimate([one["samples_ms"] for one in series])
     ratios = [
-        [mine / theirs for mine, theirs in zip(one["samples_ms"], one["reference_ms"], strict=True)] for one in series
+        [mine / theirs for mine, theirs in zip(one["samples_ms"], one["reference_ms"], strict=True)]
+        for one in series
+        if compared
     ]
     relative = stats.estimate(ratios) if compared else None
     flops = roofline.flops(w, cell.family)
@@ -260,11 +269,12 @@ def _figures(cell: Cell, results: list[dict[str, Any]], first: dict[str, Any], *
     def median(field: str) -> float:
         return float(statistics.median(result[field] for result in results))
 
-    efficiency = stats.estimate([[1 / ratio for ratio in one] for one in ratios])
+    ring = compared and cell.family == "ring"
+    efficiency = stats.estimate([[1 / ratio for ratio in one] for one in ratios]) if ring else None
     return Figures(
         time_ms=Figure(**asdict(time)),
         relative_time=Figure(**asdict(relative)) if relative else None,
-        efficiency=Figure(**asdict(efficiency)) if compared and cell.family == "ring" else None,
+        efficiency=Figure(**asdict(efficiency)) if efficiency else None,
         throughput_tok_per_s=w.batch * w.seq_len / time.value * 1e3,
         flops=flops,
         tflops=flops / time.value / 1e9,
@@ -275,8 +285,3 @@ def _figures(cell: Cell, results: list[dict[str, Any]], first: dict[str, Any], *
         payload_bytes=results[0].get("payload_bytes"),
         messages=results[0].get("messages"),
     )
-
-
-def load_identity(results: Path) -> dict[str, Any]:
-    """What probe wrote."""
-    return read_json(results / "machine.json")  # type: ignore[no-any-return]

@@ -64,7 +64,7 @@ def grid_table(records: list[Record], ceiling: dict[str, Any]) -> str:
         disable_numparse=True,
         colalign=("left", *["right"] * (len(headers) - 2), "left"),
     )
-    return "\n".join([table, "", *_fixed_axes(records[0], axes), *_reasons(records)]) + "\n"
+    return "\n".join([table, "", *_fixed_axes(records[0], axes), *_reasons(records), *_not_compared(records)]) + "\n"
 
 
 def metrics(records: list[Record]) -> dict[str, Any]:
@@ -98,6 +98,12 @@ def plot_rows(records: list[Record]) -> list[dict[str, Any]]:
         for record in records
         if record.figures
     ]
+
+
+def peak_tflops(ceiling: dict[str, Any], dtype: str) -> float:
+    """The machine's best matrix-product rate for a dtype; a kernel is free to compute in float32."""
+    rates = ceiling["matrix_product"]
+    return float(max(rates[dtype]["tflops"], rates["float32"]["tflops"]))
 
 
 def interval(figure: Figure | None, digits: int = 3) -> str:
@@ -144,6 +150,11 @@ def where(record: Record) -> str:
     return f"({w['n_heads']} heads, seq_len {w['seq_len']}, {w['dtype']}, {w['mask']}, {w['pass']}{ranks})"
 
 
+def _not_compared(records: list[Record]) -> list[str]:
+    rows = [r for r in records if r.not_compared and not r.oversubscribed]
+    return [f"- {r.implementation} {where(r)}: not compared, {r.not_compared}" for r in rows]
+
+
 def _ranks(record: Record) -> str:
     return f"{record.world_size}*" if record.oversubscribed else str(record.world_size)
 
@@ -186,13 +197,13 @@ def _cells(record: Record, ceiling: dict[str, Any], *, ring: bool) -> list[str]:
             *(["-"] if ring else []),
             record.backend or "-",
         ]
-    peak = ceiling["matrix_product"].get(record.workload["dtype"], {}).get("tflops")
+    peak = peak_tflops(ceiling, record.workload["dtype"])
     return [
         interval(f.time_ms),
         interval(f.relative_time),
         _short(f.first_call_ms),
         _short(f.tflops),
-        f"{100 * f.tflops / peak:.0f} %" if peak else "-",
+        f"{100 * f.tflops / peak:.0f} %",
         worst,
         f"{f.peak_mib:.1f}",
         f"{f.peak_with_inputs_mib:.1f}",

@@ -32,7 +32,12 @@ _PRELOAD = [
     "bench.runner",
     "bench.checking",
 ]
-_TASKS = {"measure": "measure", "check": "check", "measure_ceiling": "roofline"}  # task -> its module of bench
+_TASKS = {
+    "measure": "measure",
+    "check": "check",
+    "measure_ceiling": "roofline",
+    "solve_and_write": "oracle",
+}  # task -> its module of bench
 _LAST_LINES = 3
 
 

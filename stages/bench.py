@@ -11,14 +11,16 @@ def main(family: str, machine: str, name: str, grid_name: str) -> int:
     """Goes on where an interrupted run stopped."""
     guard.die_with_dvc()
     results = Path("results") / machine
+    params = grid.load()
     campaign = runner.Campaign(
-        params=grid.load(),
+        params=params,
         identity=read_json(results / "machine.json"),
         family=family,
         implementation=name,
         grid=grid_name,
         oracle=runner.ORACLE / family / grid_name,
         verdict=read_json(records.verdict_path(results, name)),
+        reference_verdict=read_json(records.verdict_path(results, params.reference_of(family))),
     )
     try:
         measured = runner.run(campaign)

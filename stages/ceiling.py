@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench import guard, worker
 from bench.files import read_json, write_json
-from bench.runner import device_lock
+from bench.lock import device_lock
 
 
 def main(machine: str) -> int:

@@ -4,22 +4,15 @@ import shutil
 import sys
 from pathlib import Path
 
-from bench import grid, guard, oracle
-from bench.progress import steps
+from bench import grid, guard, truths
 
 
 def main(family: str, name: str) -> None:
     """One file a workload, written whole or not at all."""
     guard.die_with_dvc()
-    params = grid.load()
     folder = Path("data/oracle") / family / name
     shutil.rmtree(folder, ignore_errors=True)
-    workloads = list(dict.fromkeys(params.grids[name].workloads()))
-    kind = "module" if family == "module" else "core"
-    with steps(f"oracle {family} {name}", len(workloads)) as progress:
-        for workload in workloads:
-            oracle.write(folder / f"{workload.key}.safetensors", kind, workload, params.protocol.seed)
-            progress.step(workload.key)
+    truths.write_all(grid.load(), family, name, folder)
 
 
 if __name__ == "__main__":

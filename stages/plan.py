@@ -4,10 +4,10 @@ from pathlib import Path
 
 from attn import registry
 from bench import closure, grid, guard
-from bench.files import write_json
+from bench.files import read_json, write_json
 
 STAGES = {
-    "oracle": ["stages/oracle.py"],
+    "oracle": ["stages/oracle.py", "bench/oracle.py"],
     "ceiling": ["stages/ceiling.py", "bench/roofline.py"],
     "check": ["stages/check.py", "bench/check.py", "bench/ring_worker.py"],
     "bench": ["stages/bench.py", "bench/measure.py", "bench/ring_worker.py"],
@@ -19,10 +19,13 @@ def main() -> None:
     """An implementation's closure includes that of the row it is paired with."""
     guard.die_with_dvc()
     params = grid.load()
+    packages = read_json(Path("results") / params.machine / "packages.json")
     closures = {}
     for name, implementation in registry.find().items():
         reference = params.reference.module if implementation.kind == "module" else params.reference.core
-        closures[name] = closure.fingerprint(implementation.path, registry.IMPL_DIR / f"{reference}.py")
+        closures[name] = closure.fingerprint(
+            implementation.path, registry.IMPL_DIR / f"{reference}.py", packages=packages
+        )
     harness = {name: closure.fingerprint(*map(Path, files)) for name, files in STAGES.items()}
     write_json(Path("results/plan.json"), {"closure": closures, "harness": harness})
 

@@ -22,6 +22,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     write_json(path, found)
+    write_json(path.with_name("packages.json"), machine.packages())
     print(machine.in_words(found))
     return 0
 

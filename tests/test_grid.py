@@ -66,9 +66,9 @@ ONE_FAULT = {
     "unknown grid": (
         {"families.core.grids": ["sead"]}, r"families.core.grids\[0\] = sead: no such grid, did you mean seed\?"),
     "unknown reference": (
-        {"reference.core": "sdpaa"}, "reference.core = sdpaa: not a row of that kind, allowed: .*sdpa.*"),
+        {"reference.core": "sdpaa"}, "reference.core = sdpaa: must be one of families.core.impl.*, allowed: .*sdpa.*"),
     "reference of another kind": (
-        {"reference.core": "multihead_torch"}, "reference.core = multihead_torch: not a row of that kind, allowed: .*"),
+        {"reference.core": "multihead_torch"}, "reference.core = multihead_torch: must be one of .*, allowed: .*"),
     "negative size": (
         {"grids.seed.n_heads": [8, -8]}, r"grids.seed.n_heads\[1\] = -8, allowed: a whole number above 0"),
     "no ranks": ({"grids.ring.world_size": [0]}, r"grids.ring.world_size\[0\] = 0, allowed: a whole number above 0"),
@@ -192,10 +192,10 @@ def test_the_seed_grid_is_the_two_shapes_of_the_seed_table_in_all_three_families
 
 def test_a_grid_is_the_product_of_its_axes():
     params = grid.load(PARAMS)
-    assert len(params.grids["backward"].workloads()) == 4
-    assert len(grid.cells(params, "ring", "ring_v2_collective", "ring")) == 12
-    assert len({cell.key for cell in grid.cells(params, "ring", "ring_v2_collective", "ring")}) == 12
-    assert len(grid.cells(params, "core", "sdpa", "ring")) == 4
+    assert len(params.grids["scaling"].workloads()) == 8
+    assert len(grid.cells(params, "ring", "ring_v2_collective", "ring")) == 6
+    assert len({cell.key for cell in grid.cells(params, "ring", "ring_v2_collective", "ring")}) == 6
+    assert len(grid.cells(params, "core", "sdpa", "ring")) == 2
 
 
 def test_an_exclusion_covers_a_workload_only_where_every_field_agrees():

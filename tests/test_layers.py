@@ -109,7 +109,7 @@ def test_importing_attn_and_bench_loads_neither_triton_nor_mpi4py(tmp_path):
 def test_who_only_lists_starts_or_shows_loads_no_torch():
     modules = ["bench.__main__", "bench.runner", "bench.checking", "bench.report"]
     modules += [f"stages.{name}" for name in ("bench", "check", "ceiling", "plan", "render")]
-    program = f"import sys, {', '.join(modules)}; bench.grid.registry.find(); sys.exit('torch' in sys.modules)"
+    program = f"import sys, attn.registry, {', '.join(modules)}; attn.registry.find(); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60, check=False)
     assert done.returncode == 0
 
