@@ -27,7 +27,7 @@ PARAMS = """\
 machine: local
 device: cpu
 threads: 1
-reference: {core: sdpa, module: multihead_torch}
+reference: {core: sdpa, module: multihead_improved}
 families:
   core:
     implementations: [improved, sdpa]

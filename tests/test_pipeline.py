@@ -39,7 +39,7 @@ def test_a_first_repro_runs_every_stage_and_writes_every_result(finished: Finish
     assert set(finished.first.stages) == {"probe@local", "plan", "ceiling@local", "render@local"} | (
         ORACLES | CHECKS | BENCHES
     )
-    names = ["machine.json", "ceiling.json", "seed.txt", "report.md", "metrics.json", "plots.json"]
+    names = ["machine.json", "packages.json", "ceiling.json", "seed.txt", "report.md", "metrics.json", "plots.json"]
     names += [f"tables/{table}.txt" for table in ("core-seed", "core-scaling", "module-seed", "ring-seed")]
     names += ["tables/core-scaling.png"]
     names += [f"check/{name}{end}" for _, name, _ in ROWS for end in (".json", ".verdict.json")]
