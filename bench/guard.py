@@ -54,7 +54,7 @@ def kill(pids: set[int]) -> None:
 
 
 def die_with_dvc(poll_s: float = 0.5) -> None:
-    """Inside a DVC stage, end this process group when dvc is gone, be it by kill -9.
+    """Inside a DVC stage, end this process, and with it its children, when dvc is gone, be it by kill -9.
 
     DVC starts stages through a shell that may stay between; a change of any of the two nearest ancestors
     counts. Outside of DVC (no DVC_STAGE in the environment) nothing happens: a shell may come and go.

@@ -19,11 +19,6 @@ class Verdict:
     max_abs_error: dict[str, float]
     over_budget: dict[str, float]
 
-    @property
-    def worst(self) -> float:
-        """The largest multiple over all tensors; above 1 is wrong."""
-        return max(self.over_budget.values(), default=0.0)
-
 
 def judge(results: dict[str, Tensor], solved: Solved, dtype: str) -> Verdict:
     """Compare what came back with what should have.

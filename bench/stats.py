@@ -18,10 +18,6 @@ class Estimate:
     low: float
     high: float
 
-    def scaled(self, factor: float) -> Estimate:
-        """In another unit."""
-        return Estimate(self.value * factor, self.low * factor, self.high * factor)
-
 
 def estimate(processes: list[list[float]], seed: int = 0) -> Estimate:
     """Median of the processes' medians, with a percentile interval.

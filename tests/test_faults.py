@@ -148,9 +148,16 @@ def test_changed_inputs_are_incorrect(tmp_path: Path) -> None:
     assert (result["status"], result["reason"]) == ("incorrect", "its inputs (k) were changed by the call")
 
 
-def test_an_output_kept_from_the_first_call_is_incorrect_after_timing(tmp_path: Path) -> None:
-    lines = ("if KEPT: return KEPT[0]", "KEPT.append(_compute(q, k, v, softmax_scale))", "return KEPT[0]")
-    path = implementation(tmp_path, "keeps", *lines)
+@pytest.mark.parametrize("key", ["0", "q.data_ptr()", "(q._version, v._version)"])
+def test_an_output_kept_from_the_first_call_is_incorrect_after_timing(key: str, tmp_path: Path) -> None:
+    path = implementation(
+        tmp_path,
+        "keeps",
+        f"found = [out for kept, out in KEPT if kept == {key}]",
+        "if found: return found[0]",
+        f"KEPT.append(({key}, _compute(q, k, v, softmax_scale)))",
+        "return KEPT[-1][1]",
+    )
     with path.open("a", encoding="utf-8") as file:
         file.write(
             "def _compute(q, k, v, scale):\n    q, k, v = (x.transpose(1, 2) for x in (q, k, v))\n"

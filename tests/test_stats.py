@@ -55,10 +55,6 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_should(monkeypatch):
     assert 0.3 < float(np.median(widths)) < 1.6
 
 
-def test_an_estimate_in_another_unit_is_scaled_at_all_three_places():
-    assert stats.Estimate(2.0, 1.0, 4.0).scaled(0.5) == stats.Estimate(1.0, 0.5, 2.0)
-
-
 @pytest.mark.parametrize(
     ("values", "mean"), [([3.0], 3.0), ([2.0, 8.0], 4.0), ([0.5, 2.0], 1.0), ([1.0, 10.0, 100.0], 10.0)]
 )
