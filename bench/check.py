@@ -35,7 +35,8 @@ def _named(implementation: registry.Implementation, case: Case, job: CheckJob, t
     try:
         return _one(implementation, case, job, team)
     except Exception as error:
-        raise RuntimeError(f"case {case.name}: {type(error).__name__}: {error}") from error
+        error.add_note(f"in case {case.name}")
+        raise
 
 
 def _one(implementation: registry.Implementation, case: Case, job: CheckJob, team: Team) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def status_of(error: BaseException) -> dict[str, Any]:
         return {"status": "out_of_memory", "reason": lines[0][:300]}
     frame = traceback.extract_tb(error.__traceback__)[-1:]
     where = f" ({os.path.basename(frame[0].filename)}:{frame[0].lineno})" if frame else ""
+    where += "".join(f", {note}" for note in getattr(error, "__notes__", []))
     return {"status": "crashed", "reason": f"{type(error).__name__}: {lines[-1][:300]}{where}"}
 
 

@@ -16,7 +16,8 @@ from conftest import Repo, measure_job, processes_of
 from filelock import FileLock
 
 from attn.contract import Workload
-from bench import runner, worker
+from bench import worker
+from bench.lock import LOCK
 
 WORKLOAD = Workload(1, 8, 2, 2, 16, "float32", "full", "forward")
 HEALTHY = "pass"
@@ -225,16 +226,16 @@ def test_an_interrupted_pipeline_leaves_no_process(amid_bench: subprocess.Popen[
 
 @pytest.mark.pipeline
 def test_a_second_measurement_waits_for_the_first_and_says_so(tiny: Repo) -> None:
-    lock = FileLock(str(runner.LOCK).format(device="cpu"), mode=0o666)
+    lock = FileLock(LOCK.format(device="cpu"), mode=0o666)
     with lock.acquire(timeout=600):
         second = subprocess.Popen(
             [sys.executable, "-m", "stages.ceiling", "local"], cwd=tiny.path, env=tiny.environment(),
-            stdout=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         try:
-            assert second.stdout is not None
-            said = select.select([second.stdout], [], [], 60)[0]
-            line = second.stdout.readline() if said else "nothing within 60 s"
+            assert second.stderr is not None
+            said = select.select([second.stderr], [], [], 60)[0]
+            line = second.stderr.readline() if said else "nothing within 60 s"
             assert line == f"another measurement holds {lock.lock_file}; waiting for it to end\n"
             assert second.poll() is None
         except BaseException:
