@@ -10,15 +10,17 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from attn import registry
 from attn.contract import Workload
 from bench import oracle
-from bench.measure import Job
+from bench.jobs import Job
 
 ROOT = Path(__file__).parent.parent
 _NOT_COPIED = ("results/", "data/", "dvc.lock", ".dvc/cache/", ".dvc/tmp/")
@@ -69,6 +71,15 @@ def _all(kind: str) -> Iterator[Case]:
     "bench/jobs.py": "\n\nCHECKED_WORLD_SIZES = (1,)\n",
     "bench/roofline.py": "\n\nSIZES = (64,)\nCOPY_BYTES = 1 << 20\n",
 }
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Many small products: a second thread would spend its time waiting."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,7 @@ GQA = Workload(1, 65, 4, 2, 16, "float32", "causal", "forward_backward", softmax
 WRONG = {}  # name -> (the function, what the reason must say)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Many small products: a second thread would spend its time waiting."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def wrong(reason):
