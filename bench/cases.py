@@ -1,21 +1,29 @@
-"""Named cases that every implementation is checked on before it is timed: odd lengths first."""
+"""Named cases that every implementation is judged on before it is timed: odd lengths first, then what hurts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
+from torch import Tensor
 
 from attn.contract import Dtype, MaskKind, Workload
 from attn.registry import Implementation
-from bench import oracle
-from bench.jobs import CHECKED_WORLD_SIZES
-from bench.oracle import Tensors
+from bench import oracle, solved
+from bench.jobs import CHECKED_WORLD_SIZES, REAL
+from bench.solved import Solved, Tensors
 
-ODD_LENGTHS = (1, 2, 63, 65, 127, 513, 1000)
+ODD_LENGTHS = (1, 2, 31, 63, 65, 97, 127, 251, 513, 1000)  # 2, 31, 97, 127 and 251 are prime
+HEAD_DIMS = (16, 32, 40, 80, 96, 128, 256)
 DTYPE_ORDER: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 MASK_ORDER: tuple[MaskKind, ...] = ("full", "causal")
+REAL_LAYERS = (0, 1)  # one whose logits reach 79, one where a token takes a quarter of all attention
+_BASE = Workload(1, 127, 2, 2, 64, "float32", "causal", "forward_backward")
 
 
 @dataclass(frozen=True)
@@ -27,81 +35,236 @@ class Case:
     world_size: int = 1
 
     @property
+    def problem(self) -> str:
+        """Workload, and variant where it is not normal: cases of one problem share inputs and truth."""
+        return self.workload.key + (f"-{self.variant}" if self.variant != "normal" else "")
+
+    @property
     def name(self) -> str:
-        """Workload, variant where it is not normal, ranks where there are several."""
-        variant = f"-{self.variant}" if self.variant != "normal" else ""
-        return f"{self.workload.key}{variant}" + (f"_n{self.world_size}" if self.world_size > 1 else "")
+        """The problem, and ranks where there are several."""
+        return self.problem + (f"_n{self.world_size}" if self.world_size > 1 else "")
+
+    @property
+    def unordered(self) -> bool:
+        """Whether the inputs hold a NaN, so that only where it reaches is judged."""
+        return self.variant.startswith("nan")
+
+    def placed(self, name: str, x: Tensor) -> Tensor:
+        """The same values, in memory as this case has them."""
+        place = _PLACED.get(self.variant, {}).get(name)
+        return place(x) if place else x
 
 
 def cases(implementation: Implementation) -> list[Case]:
-    """All cases that fit what an implementation declares; rings on 1, 2 and 4 ranks.
+    """All cases that fit what an implementation declares; rings on each of the checked numbers of ranks.
 
-    Where it has no gradients, the same cases forward only.
+    Where it has no gradients, the same cases forward only. On more than 4 ranks only what is shown against
+    the number of ranks.
     """
-    made = list(_all(implementation.kind))
+    made = list(all_cases(implementation.kind))
     if not implementation.backward:
         made = list(dict.fromkeys(replace(c, workload=replace(c.workload, pass_="forward")) for c in made))
-    fitting = [case for case in made if not _undeclared(implementation, case)]
-    if implementation.kind == "ring":
-        return [replace(case, world_size=n) for n in CHECKED_WORLD_SIZES for case in fitting]
-    return fitting
+    fitting = [case for case in made if not implementation.why_not(case.workload, implementation.devices[0])]
+    if implementation.kind != "ring":
+        return fitting
+    return [
+        replace(case, world_size=n)
+        for n in CHECKED_WORLD_SIZES
+        for case in fitting
+        if n <= 4 or (case.workload.seq_len, case.variant) == (513, "normal")
+    ]
 
 
-def inputs(case: Case, kind: str, seed: int) -> Tensors:
-    """The inputs of a case, by seed."""
-    given = oracle.inputs(kind, case.workload, seed)
-    if case.variant == "huge row":  # one query whose logits overflow a naive exponential
-        given["q"][:, case.workload.seq_len // 2] *= 100
-    if case.variant == "equal rows":
-        given = {name: x[:, :1].expand_as(x).contiguous() if name in "qkv" else x for name, x in given.items()}
-    return given
+def solve(case: Case, kind: str, seed: int, folder: Path | None = None, real: Path = Path(REAL)) -> Solved:
+    """Inputs, truth and budgets of a case: from `folder` where they are kept there, else computed.
+
+    A NaN belongs into every row that sees it: into the whole row where it is in q or k, into its column where
+    it is in v. PyTorch's causal kernels let one in v into rows that do not see it too (0 x NaN): forgiven.
+
+    Raises:
+        FileNotFoundError: real inputs that are not in the file `real`.
+    """
+    kind = "core" if kind == "ring" else kind
+    kept = folder / f"{case.problem}.safetensors" if folder else None
+    found = solved.read(kept) if kept and kept.exists() else None
+    if found is None:
+        given = oracle.inputs(kind, case.workload, seed)
+        if case.variant.startswith("real"):
+            given |= _real(case, real, [name for name in given if name != "dout"])
+        elif case.variant in _VALUES:
+            given = _VALUES[case.variant](given)
+        found = oracle.solve(kind, case.workload, given, seed)
+    return _with_nan(found, case) if case.unordered else found
 
 
-def _undeclared(implementation: Implementation, case: Case) -> str | None:
-    device = implementation.devices[0]
-    return implementation.why_not(case.workload, device)
+def solve_cases(job: dict[str, Any]) -> dict[str, Any]:
+    """All problems of a kind, into a folder, as a worker's task."""
+    torch.set_num_threads(1)  # many small products: a second thread would spend its time waiting
+    done = set()
+    for case in all_cases(job["kind"]):
+        path = Path(job["folder"]) / f"{case.problem}.safetensors"
+        if case.problem not in done and not case.unordered:
+            solved.write(path, solve(case, job["kind"], job["seed"]))
+        done.add(case.problem)
+    return {"status": "ok"}
 
 
-def _all(kind: str) -> Iterator[Case]:
-    base = Workload(1, 127, 2, 2, 64, "float32", "causal", "forward_backward")
+def all_cases(kind: str) -> Iterator[Case]:
+    """Every case of a kind, whatever an implementation may lack."""
+    yield from _lengths(kind)
+    yield from _shapes(kind)
     for dtype in DTYPE_ORDER:
-        for length in ODD_LENGTHS if kind != "ring" else (1, 3, 127, 513):
-            for mask in MASK_ORDER:
-                slow = dtype == "float16" and length > 200  # a CPU without such products takes seconds
-                yield Case(
-                    replace(
-                        base,
-                        dtype=dtype,
-                        mask=mask,
-                        seq_len=length,
-                        kv_seq_len=length,
-                        pass_="forward" if slow else "forward_backward",
-                    )
-                )
-    for head_dim in (16, 40, 80, 128) if kind != "ring" else (40,):
-        yield Case(replace(base, head_dim=head_dim, softmax_scale=-1.0))
-    for n_kv_heads in (1, 2):
-        yield Case(replace(base, n_heads=4, n_kv_heads=n_kv_heads))
-        yield Case(replace(base, n_heads=4, n_kv_heads=n_kv_heads, mask="full", dtype="bfloat16"))
-    yield Case(replace(base, batch=3, seq_len=65, kv_seq_len=65))
-    yield Case(replace(base, n_heads=16, n_kv_heads=16, mask="full"))
-    yield Case(replace(base, dtype="bfloat16", pass_="forward", seq_len=513, kv_seq_len=513))
+        slow = dtype == "float16"
+        real = Workload(1, 512, 12, 12, 32, dtype, "full", "forward" if slow else "forward_backward")
+        yield from (Case(real, f"real-layer-{layer}") for layer in REAL_LAYERS)
     if kind == "module":
+        yield from (Case(replace(_BASE, dtype=dtype, pass_="forward"), "nan-x") for dtype in DTYPE_ORDER[:2])
         return
     for dtype in DTYPE_ORDER[:2]:
-        yield Case(replace(base, softmax_scale=0.3, dtype=dtype))
-        yield Case(replace(base, dtype=dtype), "huge row")
-        yield Case(replace(base, dtype=dtype), "equal rows")
-        yield Case(replace(base, dtype=dtype), "strided")
-        yield Case(replace(base, dtype=dtype, pass_="forward"), "strided")
-        for mask in MASK_ORDER:
-            yield Case(replace(base, dtype=dtype, mask=mask, seq_len=65, kv_seq_len=127))
-            yield Case(replace(base, dtype=dtype, mask=mask, seq_len=300, kv_seq_len=520, pass_="forward"))
-    yield Case(replace(base, seq_len=127, kv_seq_len=65))  # the first queries see no key
+        yield from _hurting(replace(_BASE, dtype=dtype))
+    yield from _covering()
+    yield Case(replace(_BASE, kv_seq_len=65))  # the first queries see no key
+    yield Case(replace(_BASE, kv_seq_len=65, dtype="bfloat16", pass_="forward"))
 
 
-def strided(x: torch.Tensor) -> torch.Tensor:
-    """The same values as a slice of a wider buffer: every stride but the last is not what a dense tensor has."""
+def _lengths(kind: str) -> Iterator[Case]:
+    for dtype in DTYPE_ORDER:
+        for length in ODD_LENGTHS if kind != "ring" else (1, 3, 127, 513):
+            slow = dtype == "float16" and length > 200  # a CPU without such products takes seconds
+            sized = replace(_BASE, dtype=dtype, seq_len=length, kv_seq_len=length)
+            for mask in MASK_ORDER:
+                yield Case(replace(sized, mask=mask, pass_="forward" if slow else "forward_backward"))
+
+
+def _shapes(kind: str) -> Iterator[Case]:
+    for head_dim in HEAD_DIMS if kind != "ring" else (40, 256):
+        yield Case(replace(_BASE, head_dim=head_dim, softmax_scale=-1.0))
+        yield Case(replace(_BASE, head_dim=head_dim, softmax_scale=-1.0, mask="full", dtype="bfloat16"))
+    for n_kv_heads in (1, 2):
+        yield Case(replace(_BASE, n_heads=4, n_kv_heads=n_kv_heads))
+        yield Case(replace(_BASE, n_heads=4, n_kv_heads=n_kv_heads, mask="full", dtype="bfloat16"))
+    yield Case(replace(_BASE, batch=3, seq_len=65, kv_seq_len=65))
+    head_dim = 64 if kind != "module" else 16  # with 64, the truth of its weights alone is 50 MB
+    yield Case(replace(_BASE, n_heads=16, n_kv_heads=16, mask="full", head_dim=head_dim))
+    yield Case(replace(_BASE, dtype="bfloat16", pass_="forward", seq_len=513, kv_seq_len=513))
+
+
+def _hurting(base: Workload) -> Iterator[Case]:
+    for scale in (0.3, 1e-6, 0.0):
+        yield Case(replace(base, softmax_scale=scale))
+    for variant in ("huge-row", "equal-rows", "one-hot", "values-1e-6", *_PLACED):
+        yield Case(base, variant)
+    # logits of 1e8 would hang on how products round in bfloat16: there the scale makes up for the values
+    yield Case(base if base.dtype == "float32" else replace(base, softmax_scale=1e-9), "values-1e4")
+    yield from (Case(replace(base, pass_="forward"), variant) for variant in _PLACED)
+    for mask in MASK_ORDER:
+        yield Case(replace(base, mask=mask, seq_len=65))
+        yield Case(replace(base, mask=mask, seq_len=300, kv_seq_len=520, pass_="forward"))
+        for name in "qkv":
+            yield Case(replace(base, mask=mask, seq_len=97, kv_seq_len=97, pass_="forward"), f"nan-{name}")
+
+
+def _covering() -> Iterator[Case]:
+    """Batch, groups, lengths, dtype, mask and pass in combinations: what is wrong only where two of them meet."""
+    odd = Workload(2, 65, 6, 2, 40, "float32", "causal", "forward_backward", kv_seq_len=97)
+    yield Case(odd)
+    yield Case(replace(odd, dtype="bfloat16", mask="full"))
+    yield Case(replace(odd, dtype="bfloat16", pass_="forward", n_kv_heads=3))
+    yield Case(replace(odd, batch=3, n_heads=3, n_kv_heads=3, kv_seq_len=65, mask="full"))
+    yield Case(replace(odd, batch=3, n_heads=3, n_kv_heads=1, kv_seq_len=65, pass_="forward"))
+    yield Case(replace(odd, dtype="float16", mask="full", n_kv_heads=6, kv_seq_len=65))
+    for dtype in DTYPE_ORDER[:2]:  # one query, or a few, after many keys: decoding
+        yield Case(replace(odd, batch=1, seq_len=1, kv_seq_len=127, dtype=dtype, pass_="forward"))
+        yield Case(replace(odd, seq_len=3, kv_seq_len=251, dtype=dtype, mask="full"))
+
+
+def _huge_row(given: Tensors) -> Tensors:
+    """One query whose logits overflow a naive exponential."""
+    q = given["q"].clone()
+    q[:, q.shape[1] // 2] *= 100
+    return {**given, "q": q}
+
+
+def _equal_rows(given: Tensors) -> Tensors:
+    return {name: x[:, :1].expand_as(x).contiguous() if name in "qkv" else x for name, x in given.items()}
+
+
+def _one_hot(given: Tensors) -> Tensors:
+    """Every row of q, k and v has one element that is not 0; keys that fit a query get nearly all its weight."""
+
+    def made(x: Tensor) -> Tensor:
+        return torch.zeros_like(x).scatter_(-1, x.float().argmax(-1, keepdim=True), 16.0)
+
+    return {name: made(x) if name in "qkv" else x for name, x in given.items()}
+
+
+def _times(factor: float) -> Callable[[Tensors], Tensors]:
+    return lambda given: {name: x * factor if name in "qkv" else x for name, x in given.items()}
+
+
+_VALUES: dict[str, Callable[[Tensors], Tensors]] = {
+    "huge-row": _huge_row,
+    "equal-rows": _equal_rows,
+    "one-hot": _one_hot,
+    "values-1e4": _times(1e4),
+    "values-1e-6": _times(1e-6),
+}
+
+
+def _strided(x: Tensor) -> Tensor:
+    """A slice of a wider buffer: every stride but the last is not what a dense tensor has."""
     wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan, dtype=x.dtype, device=x.device)
     wide[..., : x.shape[-1]] = x
     return wide[..., : x.shape[-1]]
+
+
+def _sliced(x: Tensor) -> Tensor:
+    """Tokens out of the middle of a longer sequence that is stored heads first."""
+    batch, seq_len, n_heads, head_dim = x.shape
+    longer = torch.full((batch, n_heads, seq_len + 5, 2 * head_dim), torch.nan, dtype=x.dtype, device=x.device)
+    held = longer[:, :, 3:-2, :head_dim].transpose(1, 2)
+    held.copy_(x)
+    return held
+
+
+def _last_stride_2(x: Tensor) -> Tensor:
+    """Every second element: what lies side by side is not head_dim."""
+    wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan, dtype=x.dtype, device=x.device)
+    wide[..., ::2] = x
+    return wide[..., ::2]
+
+
+_PLACED: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {  # each tensor in a way of its own
+    "strided": {"q": _strided, "k": _sliced, "dout": _strided},
+    "sliced": {"q": _sliced, "v": _strided, "dout": _sliced},
+    "last-stride-2": dict.fromkeys(("q", "k", "v", "dout"), _last_stride_2),
+}
+
+
+def _real(case: Case, path: Path, names: list[str]) -> Tensors:
+    """q, k, v (for a module: x and weights) of one layer of a transformer that read a text; see bench/capture.py."""
+    layer, dtype = case.variant.rpartition("-")[2], getattr(torch, case.workload.dtype)
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(f"{layer}.{name}").to(dtype) for name in names}
+
+
+def _with_nan(found: Solved, case: Case) -> Solved:
+    """NaN in one element of the first head, in the middle of the sequence, and in what sees it."""
+    name, w = case.variant.removeprefix("nan-"), case.workload
+    middle, column = w.kv_seq_len // 2, 3
+    inputs = {**found.inputs, name: found.inputs[name].clone()}
+    truth = {name: x.clone() for name, x in found.truth.items()}
+    inputs[name].view(w.batch, w.kv_seq_len, -1)[0, middle, column] = math.nan
+    first = middle if w.mask == "causal" or name == "q" else 0
+    sees = slice(first, middle + 1 if name == "q" else None)
+    leak = torch.zeros_like(truth["out"], dtype=torch.bool)
+    if name == "x":  # through the output projection into every column
+        truth["out"][0, sees] = math.nan
+        leak[0, :first] = True
+    elif name == "v":
+        truth["out"][0, sees, 0, column] = math.nan
+        leak[0, :first, 0, column] = True
+    else:
+        truth["out"][0, sees, 0] = math.nan
+        truth["lse"][0, 0, sees] = math.nan
+    return replace(found, inputs=inputs, truth=truth, may_leak=leak)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,17 @@ from torch.utils import deterministic
 
 from attn import registry
 from attn.contract import Unsupported, Workload
-from bench import cases, oracle
-from bench.calls import make
+from bench import cases, solved
+from bench.calls import CoreCall, identical, make
 from bench.cases import Case
 from bench.jobs import CheckJob
-from bench.judge import judge
+from bench.judge import Verdict, anywhere, judge_call
+from bench.solved import Solved, Tensors
 from bench.team import Solo, Team
 
 
 def check(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
-    """Judge every case; `cases` has one entry each, with `status` ok, incorrect or unsupported."""
+    """Judge every case; `cases` has one entry each, with `status` ok, incorrect, unsupported or not_measured."""
     job, team = CheckJob(**fields), team or Solo()
     torch.set_num_threads(job.threads)
     implementation = registry.read(Path(job.implementation))
@@ -32,42 +34,82 @@ def check(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
 
 def _named(implementation: registry.Implementation, case: Case, job: CheckJob, team: Team) -> dict[str, Any]:
     """A case; what it raises says which one it was."""
+    print(f"case {case.name}", file=sys.stderr, flush=True)  # the last line of a crash
+    w = case.workload
+    found = {"case": case.name, "variant": case.variant, "world_size": case.world_size, **w.as_dict()}
+    if case.variant.startswith("real") and not job.truths and not Path(job.real).exists():
+        return {**found, "status": "not_measured", "reason": f"no real inputs, {job.real}: `dvc repro capture`"}
     try:
-        return _one(implementation, case, job, team)
+        kept = Path(job.truths) if job.truths else None
+        problem = cases.solve(case, implementation.kind, job.seed, kept, Path(job.real))
+        return {**found, **_judged(implementation, case, problem, job.device, team)}
+    except Unsupported as error:
+        return {**found, "status": "unsupported", "reason": str(error)}
     except Exception as error:
         error.add_note(f"in case {case.name}")
         raise
 
 
-def _one(implementation: registry.Implementation, case: Case, job: CheckJob, team: Team) -> dict[str, Any]:
-    print(f"case {case.name}", file=sys.stderr, flush=True)  # the last line of a crash
-    given = cases.inputs(case, implementation.kind, job.seed)
-    found: dict[str, Any] = {"case": case.name}
-    try:
-        call = make(implementation, case.workload, given, job.device, team)
-        if case.variant == "strided":
-            for name in call.leaves:
-                call.buffers[name] = cases.strided(call.buffers[name].detach()).requires_grad_(case.workload.backward)
-        with registry.third_party(), _Poisoned():
-            call()
-    except Unsupported as error:
-        return {**found, "status": "unsupported", "reason": str(error)}
-    changed = call.changed_inputs(given)
-    changed_anywhere = any(any(values) for values in team.gather([float(bool(changed))]))
-    results = call.results()
+def _judged(
+    implementation: registry.Implementation, case: Case, problem: Solved, device: str, team: Team
+) -> dict[str, Any]:
+    """Three calls: into poisoned memory; the same again; and on other inputs in the same buffers."""
+    call = make(implementation, case.workload, problem.inputs, device, team)
+    for name, x in call.buffers.items():
+        call.buffers[name] = case.placed(name, x.detach()).requires_grad_(x.requires_grad)
+    with registry.third_party(), _Poisoned():
+        call()
+        first = call.results()
+        verdict = judge_call(call, problem, team, first | call.without_gradients())
+        call()
+        again = call.results()
+        if not case.unordered:
+            verdict = _and_then(verdict, _on_other_inputs(implementation, call, problem, team))
     if team.rank:
-        return found
-    verdict = judge(results, oracle.solve(implementation.kind, case.workload, given, job.seed), case.workload.dtype)
-    reason = verdict.reason
-    if changed_anywhere:
-        reason = f"its inputs ({', '.join(changed) or 'on another rank'}) were changed by the call"
+        return {}
+    spread = _spread(first, again)
+    reasons = [verdict.reason] if verdict.reason else []
+    if spread and implementation.deterministic:
+        words = ", ".join(f"{name} by up to {value:.1e}" for name, value in spread.items())
+        reasons.append(f"two runs on the same inputs differ: {words}")
     return {
-        **found,
-        "status": "incorrect" if reason else "ok",
-        "reason": reason,
+        "status": "incorrect" if reasons else "ok",
+        "reason": "; ".join(reasons) or None,
         "over_budget": verdict.over_budget,
         "max_abs_error": verdict.max_abs_error,
+        "ranks": verdict.ranks,
+        "nan_leaks": verdict.leaked,
+        "spread": spread,
+        "sampled": verdict.sampled,
     }
+
+
+def _on_other_inputs(implementation: registry.Implementation, call: CoreCall, problem: Solved, team: Team) -> Verdict:
+    """Outputs that were kept from before, by address or by torch's count of changes, are wrong now.
+
+    So is an earlier output that this call writes to: it belongs to the caller.
+    """
+    earlier, values = call.computed(), call.returned
+    other = solved.mirrored(implementation.kind, problem, call.workload.mask)
+    call.refill(other.inputs)
+    call()
+    changed = [name for name, x in earlier.items() if not identical(x.detach().cpu(), values[name])]
+    overwritten = [f"{names} of the call before was overwritten" for names in anywhere(changed, team)]
+    verdict = judge_call(call, other, team)
+    return replace(verdict, right=False, reason="; ".join(overwritten)) if overwritten else verdict
+
+
+def _and_then(verdict: Verdict, later: Verdict) -> Verdict:
+    """What is wrong only later is wrong too."""
+    if not verdict.right or later.right:
+        return verdict
+    return replace(verdict, right=False, reason=f"on other inputs in the same buffers: {later.reason}")
+
+
+def _spread(one: Tensors, other: Tensors) -> dict[str, float]:
+    """Largest difference of each tensor that is not, bit for bit, the same in two runs (NaN equals NaN)."""
+    pairs = {name: (x.double().nan_to_num(), other[name].double().nan_to_num()) for name, x in one.items()}
+    return {name: float((x - y).abs().max()) for name, (x, y) in pairs.items() if not torch.equal(x, y)}
 
 
 class _Poisoned:

@@ -9,7 +9,7 @@ from typing import Any
 
 from attn import registry
 from attn.contract import Workload
-from bench import launch, machine, worker
+from bench import launch, machine, truths, worker
 from bench.grid import Params
 from bench.jobs import CHECKED_WORLD_SIZES, CheckJob
 from bench.progress import steps
@@ -42,7 +42,7 @@ def check(path: Path, params: Params, identity: dict[str, Any], workloads: Seque
             progress.step(_summary(result))
             if result["status"] != "ok":
                 return {**report, "status": result["status"], "reason": result["reason"], "cases": found}
-    return {**report, **_conclusion(found), "cases": found}
+    return {**report, **_conclusion(found), "summary": summary(found), "cases": found}
 
 
 def verdict(report: dict[str, Any]) -> dict[str, Any]:
@@ -52,6 +52,35 @@ def verdict(report: dict[str, Any]) -> dict[str, Any]:
     if failed:
         reason = f"wrong in {len(failed)} of {len(report['cases'])} cases, the first {failed[0]}"
     return {"status": report["status"], "reason": reason, "failed": failed}
+
+
+def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What people ask first of a row's cases.
+
+    worst: the case and tensor nearest to its budget. real: worst error on real inputs, by dtype.
+    nan_leaks: cases in which a NaN in v reached rows that do not see it. spread: cases in which two runs differ.
+    """
+    judged = [one for one in found if one.get("over_budget")]
+    real: dict[str, dict[str, Any]] = {}
+    for one in judged:
+        if one["variant"].startswith("real"):
+            real[one["dtype"]] = max(real.get(one["dtype"], _worst(one)), _worst(one), key=_over_budget)
+    return {
+        "worst": max((_worst(one) for one in judged), key=_over_budget, default=None),
+        "real": real,
+        "nan_leaks": [one["case"] for one in judged if one["nan_leaks"]],
+        "spread": {one["case"]: one["spread"] for one in judged if one["spread"]},
+    }
+
+
+def _over_budget(worst: dict[str, Any]) -> float:
+    return float(worst["over_budget"])
+
+
+def _worst(one: dict[str, Any]) -> dict[str, Any]:
+    tensor = max(one["over_budget"], key=one["over_budget"].__getitem__)
+    found = {"case": one["case"], "tensor": tensor, "over_budget": one["over_budget"][tensor]}
+    return {**found, "max_abs_error": one["max_abs_error"][tensor]}
 
 
 def _run(
@@ -69,6 +98,8 @@ def _run(
             seed=params.protocol.seed,
             world_size=world_size,
             workloads=[workload.as_dict() for workload in workloads],
+            truths=truths.kept_cases(params, implementation.kind),
+            real=truths.real_inputs(),
         )
     )
     limits: dict[str, Any] = {
@@ -85,7 +116,7 @@ def _conclusion(found: list[dict[str, Any]]) -> dict[str, Any]:
     if wrong:
         shown = "; ".join(f"{one['case']}: {one['reason']}" for one in wrong[:_SHOWN])
         return {"status": "incorrect", "reason": f"wrong in {len(wrong)} of {len(found)} cases: {shown}"}
-    if all(one["status"] == "unsupported" for one in found):
+    if all(one["status"] in ("unsupported", "not_measured") for one in found):
         return {"status": "unsupported", "reason": found[0]["reason"] if found else "no case fits what it declares"}
     return {"status": "ok", "reason": None}
 

@@ -15,9 +15,9 @@ from tabulate import tabulate
 
 from attn import registry
 from attn.registry import Implementation
+from bench import check_tables, machine, tables
 from bench import docs as generated
 from bench import grid as grids
-from bench import machine, tables
 from bench.grid import Params
 
 RESULTS = Path("results")
@@ -75,8 +75,8 @@ def run(params: Params, asked: Namespace) -> int:
         raise BadInput(implementation.fault)
     family, reference = implementation.kind, params.reference_of(implementation.kind)
     identity = machine.identity(params)
-    verdicts = {
-        name: checking.verdict(checking.check(registry.IMPL_DIR / f"{name}.py", params, identity))
+    reports = {
+        name: checking.check(registry.IMPL_DIR / f"{name}.py", params, identity)
         for name in (implementation.name, reference)
     }
     with tempfile.TemporaryDirectory(prefix="attn-bench-") as scratch:
@@ -87,8 +87,8 @@ def run(params: Params, asked: Namespace) -> int:
             implementation=implementation.name,
             grid=asked.grid,
             oracle=Path(scratch) / "oracle",
-            verdict=verdicts[implementation.name],
-            reference_verdict=verdicts[reference],
+            verdict=checking.verdict(reports[implementation.name]),
+            reference_verdict=checking.verdict(reports[reference]),
             scratch=Path(scratch) / "cells",
         )
         truths.write_all(params, family, asked.grid, campaign.oracle)
@@ -100,7 +100,7 @@ def run(params: Params, asked: Namespace) -> int:
         ceiling = worker.isolated(roofline.measure_ceiling.__name__, job, deadline_s=300)
         if ceiling["status"] != "ok":
             raise BadInput(f"the machine's ceiling: {ceiling['reason']}")
-        print(tables.grid_table(measured, ceiling))
+        print(tables.grid_table(measured, ceiling, reports))
     return 1 if any(record.status in records.FAILED for record in measured) else 0
 
 
@@ -233,11 +233,19 @@ def _why_not_here(one: Implementation, device: str) -> str | None:
 
 
 def _verdict_in_words(report: dict[str, Any]) -> str:
-    worst = max((ratio for one in report["cases"] for ratio in one.get("over_budget", {}).values()), default=0.0)
     statuses = [one["status"] for one in report["cases"]]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)) or "no case ran"
-    lines = [f"{report['implementation']}: {report['status']} ({counts}; worst error {worst:.2f} of its budget)"]
+    lines = [f"{report['implementation']}: {report['status']} ({counts})"]
     if report["reason"]:
         lines.append(report["reason"])
-    unsupported = {one["reason"] for one in report["cases"] if one["status"] == "unsupported"}
-    return "\n".join(lines + [f"unsupported: {reason}" for reason in sorted(unsupported)])
+    summary = report.get("summary") or {"worst": None, "real": {}, "nan_leaks": [], "spread": {}}
+    if summary["worst"]:
+        lines.append(f"worst error (of its budget): {check_tables.worst(summary['worst'])}, {summary['worst']['case']}")
+    lines += [f"on real inputs, {dtype}: {check_tables.worst(found)}" for dtype, found in summary["real"].items()]
+    if summary["nan_leaks"]:
+        lines.append("a NaN in v reaches earlier rows of a causal mask")
+    lines += [f"two runs differ in {case}" for case in summary["spread"]]
+    left = {
+        (one["status"], one["reason"]) for one in report["cases"] if one["status"] in ("unsupported", "not_measured")
+    }
+    return "\n".join(lines + [f"{status}: {reason}" for status, reason in sorted(left)])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-CHECKED_WORLD_SIZES = (1, 2, 4)  # on which rings are checked
+CHECKED_WORLD_SIZES = (1, 2, 4, 8)  # on which rings are checked; on 8 only a few cases
+REAL = "data/real/minilm.safetensors"  # what the stage `capture` writes
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,10 @@ class Job:
 
 @dataclass(frozen=True)
 class CheckJob:
-    """What a worker must know to check an implementation on some of its cases."""
+    """What a worker must know to check an implementation on some of its cases.
+
+    truths: a folder with the solved cases of its kind, or nothing. real: the file of real inputs.
+    """
 
     implementation: str
     device: str
@@ -37,3 +41,5 @@ class CheckJob:
     seed: int
     world_size: int
     workloads: list[dict[str, Any]]
+    truths: str = ""
+    real: str = REAL

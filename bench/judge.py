@@ -2,55 +2,139 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from bench.oracle import Solved
+from bench.solved import Solved, Tensors, at_tokens
+
+if TYPE_CHECKING:
+    from bench.calls import CoreCall
+    from bench.team import Team
+
+
+_ORDER = ("out", "lse", "dq", "dk", "dv", "dx", "dwq", "dwk", "dwv", "dwo")  # of reasons
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of one comparison. `over_budget` is the worst error as a multiple of its budget."""
+    """The outcome of one comparison. `over_budget` is the worst error as a multiple of its budget.
+
+    ranks: of a ring, `over_budget` of each rank's part. leaked: NaN where it was forgiven. sampled: what was judged,
+    where not everything was.
+    """
 
     right: bool
     reason: str | None
-    max_abs_error: dict[str, float]
-    over_budget: dict[str, float]
+    max_abs_error: dict[str, float] = field(default_factory=dict)
+    over_budget: dict[str, float] = field(default_factory=dict)
+    ranks: list[dict[str, float]] = field(default_factory=list)
+    leaked: bool = False
+    sampled: str | None = None
 
 
-def judge(results: dict[str, Tensor], solved: Solved, dtype: str) -> Verdict:
+def judge(results: Tensors, solved: Solved, dtype: str, held: Sequence[Tensor] = ()) -> Verdict:
     """Compare what came back with what should have.
 
-    `results` may lack `lse`, and `out_with_lse` that comes with it; anything else that the truth has must
-    be there, of its shape, and of the
-    dtype of the row (lse: float32).
+    `results` may lack `lse`, and may have the `out` that comes with it, or that is computed without gradients, under
+    names of their own; all else that the truth has must be there, of its shape and of the dtype of the row (lse:
+    float32). With `held` (the tokens of each rank of a ring) the part of each rank is judged by itself.
     """
-    errors, ratios, reasons = {}, {}, []
-    due = {name: name for name in solved.truth} | {"out_with_lse": "out"}
+    if len(held) > 1:
+        parts = [_one(_part(results, tokens), solved.of_tokens(tokens), dtype, " whole") for tokens in held]
+        verdict = _together(parts)
+    else:
+        verdict = _one(results, solved, dtype)
+    if solved.rows is None:
+        return verdict
+    queries = solved.inputs["q" if "q" in solved.inputs else "x"].shape[1]
+    return replace(verdict, sampled=f"{len(solved.rows)} of {queries} queries")
+
+
+def _one(results: Tensors, solved: Solved, dtype: str, how: str = "") -> Verdict:
+    errors, ratios, reasons, leaked = {}, {}, [], False
+    due = {name: name for name in sorted(solved.truth, key=_ORDER.index)}
+    due |= {"out_with_lse": "out", "out_without_gradients": "out"}
     for name, tensor in due.items():
         truth, got = solved.truth[tensor], results.get(name)
         if got is None:
             if name in solved.truth and name != "lse":
-                reasons.append(f"{name} was not returned")
+                reasons.append(f"{name} was not returned{how}")
             continue
+        got = solved.judged_part(tensor, got)
         wanted = torch.float32 if name == "lse" else getattr(torch, dtype)
         if got.shape != truth.shape or got.dtype != wanted:
             reasons.append(f"{name} is {_words(got.shape, got.dtype)}, not {_words(truth.shape, wanted)}")
             continue
         got = got.double().cpu()
+        if solved.may_leak is not None and tensor == "out":
+            leak = solved.may_leak & got.isnan() & ~truth.isnan()
+            got, leaked = torch.where(leak, truth, got), leaked or bool(leak.any())
         reason = _not_finite(name, got, truth)
-        if reason is None:
+        if reason is None and truth.numel():
             errors[name], ratios[name], reason = _compare(name, got, truth, solved.budget[tensor])
         if reason:
             reasons.append(reason)
-    return Verdict(not reasons, "; ".join(reasons) or None, errors, ratios)
+    return Verdict(not reasons, "; ".join(reasons) or None, errors, ratios, leaked=leaked)
+
+
+def judge_call(call: CoreCall, solved: Solved, team: Team, results: Tensors | None = None) -> Verdict:
+    """Of a call that has just returned; on rank 0, which has the whole result. Every rank learns whether it is right.
+
+    Wrong too is a call that changed its inputs, or whose result changes after it returned. `results`: those of the
+    call, where they are at hand.
+    """
+    results = call.results() if results is None else results
+    verdict = judge(results, solved, call.workload.dtype, call.held) if team.rank == 0 else Verdict(True, None)
+    threads = [str(torch.get_num_threads())] if torch.get_num_threads() != call.threads else []
+    reasons = [
+        *(f"its inputs ({x}) were changed by the call" for x in anywhere(call.changed_inputs(solved.inputs), team)),
+        *(f"still at work after it returned: {x}" for x in anywhere(call.still_at_work(), team)),
+        *(f"it set torch's threads from {call.threads} to {x}" for x in anywhere(threads, team)),
+    ]
+    if reasons:
+        verdict = replace(verdict, right=False, reason="; ".join(filter(None, (*reasons, verdict.reason))))
+    right = bool(team.agree(float(verdict.right)))
+    return verdict if team.rank == 0 else Verdict(right, None)
+
+
+def anywhere(names: list[str], team: Team) -> list[str]:
+    """On rank 0: names that one rank or another has found, as one word; nothing where none has."""
+    ranks = [rank for rank, found in enumerate(team.gather([float(bool(names))])) if any(found)]
+    return [", ".join(names) or f"of rank {ranks[0]}"] if ranks else []
+
+
+def _part(results: Tensors, tokens: Tensor) -> Tensors:
+    """What one rank holds; a shape that is wrong as a whole is left for the judge to name."""
+    return {name: at_tokens(name, x, tokens) for name, x in results.items()}
+
+
+def _together(verdicts: list[Verdict]) -> Verdict:
+    """One verdict for all ranks; the errors are the worst, the reasons say whose they are."""
+
+    def worst(figures: list[dict[str, float]]) -> dict[str, float]:
+        return {
+            name: max(one.get(name, 0.0) for one in figures) for name in sorted({n for one in figures for n in one})
+        }
+
+    reasons = [f"rank {rank}: {one.reason}" for rank, one in enumerate(verdicts) if one.reason]
+    return Verdict(
+        right=not reasons,
+        reason="; ".join(reasons) or None,
+        max_abs_error=worst([one.max_abs_error for one in verdicts]),
+        over_budget=worst([one.over_budget for one in verdicts]),
+        ranks=[one.over_budget for one in verdicts],
+        leaked=any(one.leaked for one in verdicts),
+    )
 
 
 def _not_finite(name: str, got: Tensor, truth: Tensor) -> str | None:
-    finite = torch.isfinite(got)
-    bad = (finite != torch.isfinite(truth)) | (~finite & (got != truth))  # lse is -inf where no key is seen
+    """Where one is not finite, the other must be the same: -inf for -inf (lse where no key is seen), NaN for NaN."""
+    same = (got == truth) | (got.isnan() & truth.isnan())
+    bad = ~(torch.isfinite(got) & torch.isfinite(truth)) & ~same
     if not bool(bad.any()):
         return None
     first = tuple(torch.nonzero(bad)[0].tolist())
@@ -59,14 +143,16 @@ def _not_finite(name: str, got: Tensor, truth: Tensor) -> str | None:
 
 
 def _compare(name: str, got: Tensor, truth: Tensor, budget: Tensor) -> tuple[float, float, str | None]:
-    error = torch.where(got == truth, 0.0, (got - truth).abs())
-    ratio = error.amax(-1) / budget
+    error = torch.where((got == truth) | truth.isnan(), 0.0, (got - truth).abs())
+    if error.ndim > budget.ndim:
+        error = error.amax(-1)
+    ratio = error / budget
     worst = float(ratio.max())
     if worst <= 1.0:
         return float(error.max()), worst, None
     row = tuple(int(i) for i in torch.unravel_index(ratio.argmax(), ratio.shape))
     reason = (
-        f"{name} is off by {float(error[row].max()):.2e} at row {row}, {worst:.3g} times the budget of "
+        f"{name} is off by {float(error[row]):.2e} at row {row}, {worst:.3g} times the budget of "
         f"{float(budget[row]):.2e} ({int((ratio > 1).sum())} of {ratio.numel()} rows over)"
     )
     return float(error.max()), worst, reason

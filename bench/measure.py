@@ -12,11 +12,12 @@ import torch
 
 from attn import registry
 from attn.contract import Unsupported, Workload
-from bench import oracle
+from bench import solved
 from bench.calls import CoreCall, make
 from bench.device import Cpu, open_device
 from bench.jobs import Job
-from bench.judge import Verdict, judge
+from bench.judge import judge_call
+from bench.solved import Tensors
 from bench.team import Solo, Team
 from bench.timing import sample_pairs
 
@@ -34,7 +35,7 @@ def measure(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
     device = open_device(job.device)
     workload = Workload.from_dict(job.workload)
     implementation = registry.read(Path(job.implementation))
-    first = oracle.read(Path(job.oracle))
+    first = solved.read(Path(job.oracle))
     try:
         call = make(implementation, workload, first.inputs, job.device, team)
         rss_before = _peak_rss()
@@ -44,34 +45,21 @@ def measure(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
     except Unsupported as error:
         return {"status": "unsupported", "reason": str(error)}
     found: dict[str, Any] = {"first_call_ms": first_call_ms, "rss_growth_mib": (_peak_rss() - rss_before) / MIB}
-    before = _verdict(call, first, workload, team)
+    before = judge_call(call, first, team)
     found["before"] = asdict(before)
     if not before.right:
         return {"status": "incorrect", "reason": before.reason, **found}
     if job.process == 0:
         found |= _memory(call, device)
     found |= _series(job, call, device, workload, first.inputs, team)
-    again = oracle.mirrored(implementation.kind, first)
+    again = solved.mirrored(implementation.kind, first, workload.mask)
     call.refill(again.inputs)
     call()
-    after = _verdict(call, again, workload, team)
+    after = judge_call(call, again, team)
     found["after"] = asdict(after)
     if not after.right:
         return {"status": "incorrect", "reason": f"after timing, on fresh inputs: {after.reason}", **found}
     return {"status": "ok", **found}
-
-
-def _verdict(call: CoreCall, solved: oracle.Solved, workload: Workload, team: Team) -> Verdict:
-    """Judged on rank 0, which has the whole result; every rank learns the outcome."""
-    changed = call.changed_inputs(solved.inputs)
-    results = call.results()
-    verdict = judge(results, solved, workload.dtype) if team.rank == 0 else Verdict(True, None, {}, {})
-    changed_somewhere = [any(values) for values in team.gather([float(bool(changed))])]
-    if any(changed_somewhere):
-        name = f"its inputs ({', '.join(changed) or 'on another rank'}) were changed by the call"
-        verdict = Verdict(False, "; ".join(filter(None, (name, verdict.reason))), {}, {})
-    right = bool(team.agree(float(verdict.right)))
-    return verdict if team.rank == 0 else Verdict(right, None, {}, {})
 
 
 def _memory(call: CoreCall, device: Cpu) -> dict[str, Any]:
@@ -106,9 +94,7 @@ def backend(operators: list[str], device: str) -> str:
     return f"aten {'+'.join(found) or 'eager'} {device}"
 
 
-def _series(
-    job: Job, call: CoreCall, device: Cpu, workload: Workload, given: oracle.Tensors, team: Team
-) -> dict[str, Any]:
+def _series(job: Job, call: CoreCall, device: Cpu, workload: Workload, given: Tensors, team: Team) -> dict[str, Any]:
     """Samples in pairs with the reference. Of several ranks, the slowest one's time is the sample."""
     reference, why_not = _reference(job, workload, given) if team.rank == 0 else (None, None)
 
@@ -142,7 +128,7 @@ def _series(
     return found
 
 
-def _reference(job: Job, workload: Workload, given: oracle.Tensors) -> tuple[CoreCall | None, str | None]:
+def _reference(job: Job, workload: Workload, given: Tensors) -> tuple[CoreCall | None, str | None]:
     """The yardstick on the same inputs, or why there is none."""
     try:
         reference = make(registry.read(Path(job.reference)), workload, given, job.device)

@@ -1,6 +1,7 @@
 """Inputs, truth and error budget of one workload, computed once and kept.
 
-Truth is float64 attention of the inputs as they are in the row's dtype. The budget is set per row of a
+Truth is float64 attention of the inputs as they are in the row's dtype; where scores of all queries would be
+too many to hold, of some of them (`sampled_rows`), and dout is 0 elsewhere. The budget is set per row of a
 tensor (its last dimension), computed for every case, never by a hand-tuned constant:
 
     budget   = 2 * (baseline error + rounding), both at this row
@@ -18,32 +19,24 @@ See docs/how-we-judge.md.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from attn import reference
 from attn.contract import Mask, Workload
+from bench import solved
+from bench.solved import Solved, Tensors
 
-Tensors = dict[str, Tensor]
 FORWARD_ROUNDINGS = 3
 BACKWARD_ROUNDINGS = 16  # the gradient of a row that sees few keys hangs on one number, which 3 draws may leave small
+MAX_SCORES, ROW_BLOCK = 1 << 28, 64  # scores held at once: 2 GiB in float64; beyond that queries are sampled
 MAX_RUNS, ROWS_WANTED = 16, 512  # of the baseline: more runs where a case has few rows to pool
-
-
-@dataclass(frozen=True)
-class Solved:
-    """Inputs of a workload, with their truth (float64) and budgets (float64, one a row)."""
-
-    inputs: Tensors
-    truth: Tensors
-    budget: Tensors
 
 
 def inputs(kind: str, workload: Workload, seed: int) -> Tensors:
@@ -70,25 +63,45 @@ def inputs(kind: str, workload: Workload, seed: int) -> Tensors:
         made[name] = torch.randn(shape, generator=_generator(w.key, seed, 0, name))
         if name.startswith("w"):
             made[name] *= w.embed_dim**-0.5
+    rows = sampled_rows(kind, w)
+    if w.backward and rows is not None:  # so that every gradient is known, though few rows are
+        others = torch.ones(w.seq_len, dtype=torch.bool).index_fill_(0, rows, value=False)
+        made["dout"][:, others] = 0
     return {name: x.to(dtype) for name, x in made.items()}
 
 
 def solve(kind: str, workload: Workload, given: Tensors, seed: int = 0) -> Solved:
     """Truth and budget for given inputs."""
-    truth = _truth(kind, workload, given)
+    rows = sampled_rows(kind, workload)
+    truth = _plain(kind, workload, _double(given), rows)
     ulps = {name: _ulp(x, name, workload) for name, x in truth.items()}
     rounding = dict(ulps)
     for draw in range(BACKWARD_ROUNDINGS if workload.backward else FORWARD_ROUNDINGS):
-        moved = _truth(kind, workload, *_shaken(given, workload, seed, draw))
+        moved = _plain(kind, workload, *_shaken(given, workload, seed, draw, rows))
         for name, ulp in ulps.items():
-            rounding[name] = torch.maximum(rounding[name], _row_max(moved[name] - truth[name]) + ulp)
+            rounding[name] = torch.maximum(rounding[name], _largest(name, moved[name] - truth[name]) + ulp)
     pool = {name: "gradients" if name.startswith("d") else name for name in truth}
     worst = dict.fromkeys(pool.values(), 0.0)
-    for baseline in _baselines(kind, workload, given, seed):
+    for baseline in _baselines(kind, workload, given, seed, rows):
         for name in truth:
-            ratio = _row_max(baseline[name].double() - truth[name]) / rounding[name]
+            ratio = _largest(name, baseline[name].double() - truth[name]) / rounding[name]
             worst[pool[name]] = max(worst[pool[name]], float(ratio.max()))
-    return Solved(given, truth, {name: 2.0 * (1.0 + worst[pool[name]]) * x for name, x in rounding.items()})
+    budget = {name: 2.0 * (1.0 + worst[pool[name]]) * x for name, x in rounding.items()}
+    return Solved(given, truth, budget, rows)
+
+
+def sampled_rows(kind: str, w: Workload) -> Tensor | None:
+    """Positions of the queries that are judged where all of them would be too many to hold; None: all are.
+
+    The first and the last block of 64, and blocks spread evenly between them, as many as fit.
+    """
+    at_once = w.n_heads if kind == "module" else w.n_heads // w.n_kv_heads
+    blocks = MAX_SCORES // (at_once * w.kv_seq_len * ROW_BLOCK)
+    if blocks * ROW_BLOCK >= w.seq_len:
+        return None
+    starts = torch.linspace(0, w.seq_len - ROW_BLOCK, max(2, blocks)).long()
+    positions: Tensor = torch.unique(starts[:, None] + torch.arange(ROW_BLOCK))
+    return positions
 
 
 def solve_and_write(job: dict[str, Any]) -> dict[str, Any]:
@@ -98,58 +111,20 @@ def solve_and_write(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(path: Path, kind: str, workload: Workload, seed: int) -> None:
-    """Compute and store a workload's inputs, truth and budget; the file appears whole or not at all."""
-    solved = solve(kind, workload, inputs(kind, workload, seed), seed)
-    parts = {"inputs": solved.inputs, "truth": solved.truth, "budget": solved.budget}
-    tensors = {f"{part}.{name}": x.contiguous() for part, found in parts.items() for name, x in found.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.replace(path)
+    """Compute and store a workload's inputs, truth and budget."""
+    solved.write(path, solve(kind, workload, inputs(kind, workload, seed), seed))
 
 
-def read(path: Path) -> Solved:
-    """What `write` stored."""
-    parts: dict[str, Tensors] = {"inputs": {}, "truth": {}, "budget": {}}
-    with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118  # no dict: it cannot be iterated
-            part, _, name = key.partition(".")
-            parts[part][name] = file.get_tensor(key)
-    return Solved(**parts)
-
-
-def mirrored(kind: str, solved: Solved) -> Solved:
-    """Other inputs whose truth is known exactly, to be judged after timing: outputs kept from before are wrong.
-
-    v -> -v and dout -> 2 dout make out -> -out, dv -> 2 dv, dq and dk -> -2 times, lse the same; and heads
-    move on (by a group where there are several kv heads), so that where there is more than one, lse changes
-    too. For a module, x -> -x and dout -> 2 dout
-    make out -> -out, dx -> 2 dx, weight gradients -> -2 times. All factors are powers of two, so budgets
-    keep their meaning.
-    """
-    factors = {"v": -1, "x": -1, "out": -1, "dout": 2, "dv": 2, "dx": 2, "dq": -2, "dk": -2}
-    factors |= {f"dw{which}": -2 for which in "qkvo"}
-    n_kv_heads = 1 if kind == "module" else solved.inputs["k"].shape[2]
-
-    def image(name: str, x: Tensor, factor: int) -> Tensor:
-        if kind == "module":
-            return x * factor
-        heads_dim = 1 if name == "lse" else 2
-        return (x * factor).roll(x.shape[heads_dim] // n_kv_heads if n_kv_heads > 1 else 1, heads_dim)
-
-    def images(tensors: Tensors) -> Tensors:
-        return {name: image(name, x, factors.get(name, 1)) for name, x in tensors.items()}
-
-    budget = {name: image(name, x, abs(factors.get(name, 1))) for name, x in solved.budget.items()}
-    return Solved(images(solved.inputs), images(solved.truth), budget)
-
-
-def _truth(kind: str, w: Workload, given: Tensors, shake: reference.Shake | None = None) -> Tensors:
-    given = {name: x.double() for name, x in given.items()}
+def _plain(
+    kind: str, w: Workload, given: Tensors, rows: Tensor | None, shake: reference.Shake | None = None
+) -> Tensors:
+    """The plain functions of attn.reference, in the dtype that is given; gradients named d + input."""
     if kind == "module":
-        return _plain(kind, w, given, shake)
+        return _differentiated(w, given, rows, partial(_module, w, shake))
     pieces = [
-        _plain("core", piece, {name: x[b : b + 1, :, heads[name]] for name, x in given.items()}, shake)
+        _differentiated(
+            piece, {n: x[b : b + 1, :, heads[n]] for n, x in given.items()}, rows, partial(_core, piece, shake)
+        )
         for b in range(w.batch)
         for piece, heads in _one_kv_head_each(w)
     ]
@@ -171,47 +146,59 @@ def _together(name: str, pieces: list[Tensor], w: Workload) -> Tensor:
     return torch.cat(by_batch)
 
 
-def _plain(kind: str, w: Workload, given: Tensors, shake: reference.Shake | None = None) -> Tensors:
-    """The plain functions of attn.reference, in the dtype that is given; gradients named d + input."""
+def _core(w: Workload, shake: reference.Shake | None, leaves: Tensors, rows: Tensor | None) -> Tensors:
+    out, lse = reference.plain_attention(
+        **leaves, softmax_scale=w.softmax_scale, mask=Mask(w.mask), shake=shake, rows=rows
+    )
+    return {"out": out, "lse": lse}
+
+
+def _module(w: Workload, shake: reference.Shake | None, leaves: Tensors, rows: Tensor | None) -> Tensors:
+    return {"out": reference.plain_module(**leaves, n_heads=w.n_heads, mask=Mask(w.mask), shake=shake, rows=rows)}
+
+
+def _differentiated(
+    w: Workload, given: Tensors, rows: Tensor | None, forward: Callable[[Tensors, Tensor | None], Tensors]
+) -> Tensors:
     leaves = {n: x.detach().clone().requires_grad_(w.backward) for n, x in given.items() if n != "dout"}
-    mask, results = Mask(w.mask), {}
     with torch.set_grad_enabled(w.backward):
-        if kind == "module":
-            results["out"] = reference.plain_module(**leaves, n_heads=w.n_heads, mask=mask, shake=shake)
-        else:
-            results["out"], results["lse"] = reference.plain_attention(
-                **leaves, softmax_scale=w.softmax_scale, mask=mask, shake=shake
-            )
+        results = forward(leaves, rows)
     if w.backward:
-        results["out"].backward(given["dout"])
+        results["out"].backward(given["dout"] if rows is None else given["dout"][:, rows])
         results |= {f"d{name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
     return {name: x.detach() for name, x in results.items()}
 
 
-def _baselines(kind: str, w: Workload, given: Tensors, seed: int) -> Iterator[Tensors]:
+def _baselines(kind: str, w: Workload, given: Tensors, seed: int, rows: Tensor | None) -> Iterator[Tensors]:
     """Plain attention in the row's dtype, its sums taken in several orders: what is exact by luck in one is not in all.
 
     head_dim is permuted (embed_dim for a module), which changes nothing in exact arithmetic.
     """
     width = w.embed_dim if kind == "module" else w.head_dim
-    rows = w.batch * w.n_heads * w.seq_len
-    for run in range(min(MAX_RUNS, -(-ROWS_WANTED // rows))):
+    pooled = w.batch * w.n_heads * w.seq_len
+    for run in range(min(MAX_RUNS, -(-ROWS_WANTED // pooled))):
         order = torch.randperm(width, generator=_generator(w.key, seed, run, "order")) if run else torch.arange(width)
         permuted = ("x", "wq", "wk", "wv") if kind == "module" else tuple(given)
         back = torch.argsort(order)
-        results = _plain(kind, w, {n: x[..., order] if n in permuted else x for n, x in given.items()})
+        results = _plain(kind, w, {n: x[..., order] if n in permuted else x for n, x in given.items()}, rows)
         undone = tuple(f"d{n}" for n in permuted) + (() if kind == "module" else ("out",))
         yield {name: x[..., back] if name in undone else x for name, x in results.items()}
 
 
-def _shaken(given: Tensors, w: Workload, seed: int, draw: int) -> tuple[Tensors, reference.Shake]:
+def _shaken(
+    given: Tensors, w: Workload, seed: int, draw: int, rows: Tensor | None
+) -> tuple[Tensors, Tensor | None, reference.Shake]:
     """Inputs with each element moved up or down by half a unit in its last place, and what moves `out` and `lse` so."""
     generator = _generator(w.key, seed, draw, "shake")
 
     def shake(x: Tensor, name: str) -> Tensor:
         return x * (1 + _info(name, w).eps / 2 * _signs(x.shape, generator))
 
-    return {name: shake(x.double(), name) for name, x in given.items()}, shake
+    return {name: shake(x, name) for name, x in _double(given).items()}, rows, shake
+
+
+def _double(given: Tensors) -> Tensors:
+    return {name: x.double() for name, x in given.items()}
 
 
 def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -221,7 +208,7 @@ def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
 def _ulp(truth: Tensor, name: str, w: Workload) -> Tensor:
     """One unit in the last place of a row's largest element."""
     info = _info(name, w)
-    largest = _row_max(truth).clamp_min(info.smallest_normal)
+    largest = _largest(name, truth).clamp_min(info.smallest_normal)
     return info.eps * torch.exp2(torch.floor(torch.log2(largest)))
 
 
@@ -230,9 +217,10 @@ def _info(name: str, w: Workload) -> torch.finfo:
     return torch.finfo(torch.float32 if name == "lse" else getattr(torch, w.dtype))
 
 
-def _row_max(x: Tensor) -> Tensor:
-    """Largest magnitude of each row; what is not a finite number counts as nothing here."""
-    return x.abs().nan_to_num_(nan=0.0, posinf=0.0).amax(-1)
+def _largest(name: str, x: Tensor) -> Tensor:
+    """Largest magnitude of each row (lse has one number a row); what is not finite counts as nothing here."""
+    magnitude = x.abs().nan_to_num_(nan=0.0, posinf=0.0)
+    return magnitude if name == "lse" else magnitude.amax(-1)
 
 
 def _generator(key: str, seed: int, draw: int, name: str) -> torch.Generator:

@@ -72,6 +72,7 @@ class Record(_Frozen):
     not_compared: str | None = None
     max_abs_error: dict[str, float] = {}
     over_budget: dict[str, float] = {}
+    sampled: str | None = None  # what of its results was judged, where not everything was
     figures: Figures | None = None
     processes: list[dict[str, Any]] = []
     state: dict[str, Any] = {}

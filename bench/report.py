@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attn.contract import Workload
-from bench import machine, records, tables
+from bench import check_tables, machine, records, tables
 from bench.files import read_json, write_json, write_text
 from bench.grid import FAMILIES, Params, cells
 from bench.records import Record
@@ -16,7 +16,9 @@ _HOW_TO_READ = """\
 Every row was judged against float64 attention before it was timed and after; a row without a figure says why.
 Compare rows of one table only: each table is one family (core: q, k, v -> out; module: with projections;
 ring: shards over ranks). `error (of budget)` names the worst tensor, its largest error, and its worst share of
-the error budget; above 1 would be wrong. Budgets: docs/how-we-judge.md; timing: docs/how-we-measure.md."""
+the error budget; above 1 would be wrong. `on real inputs`: the row's worst of the same kind on q, k, v that a
+trained transformer computed with (data/real); normals flatter.
+Budgets: docs/how-we-judge.md; timing: docs/how-we-measure.md."""
 
 
 def load(params: Params, results: Path) -> list[Record]:
@@ -68,7 +70,8 @@ def render(params: Params, results: Path) -> None:
     found, identity = load(params, results), read_json(results / "machine.json")
     ceiling = read_json(results / "ceiling.json")
     references = (params.reference.core, params.reference.module)
-    texts = dict(_tables(found, ceiling))
+    reports = checked(params, results)
+    texts = dict(_tables(found, ceiling, reports)) | _check_texts(list(reports.values()))
     seed = tables.seed_table([r for r in found if r.grid == "seed"], identity["device"], references)
     write_text(results / "seed.txt", seed)
     for name, text in texts.items():
@@ -92,7 +95,19 @@ def table(params: Params, results: Path, grid: str | None, *, details: bool = Fa
         references = (params.reference.core, params.reference.module)
         return tables.seed_table(found, read_json(results / "machine.json")["device"], references)
     ceiling = read_json(results / "ceiling.json")
-    return "\n".join(f"{name}\n\n{text}" for name, text in _tables(found, ceiling))
+    texts = _tables(found, ceiling, checked(params, results))
+    return "\n".join(f"{name}\n\n{text}" for name, text in texts)
+
+
+def checked(params: Params, results: Path) -> dict[str, check_tables.Report]:
+    """The check reports that are there, by row."""
+    paths = {name: records.check_path(results, name) for name in params.implementations()}
+    return {name: read_json(path) for name, path in paths.items() if path.exists()}
+
+
+def _check_texts(reports: list[check_tables.Report]) -> dict[str, str]:
+    sizes = check_tables.world_sizes(reports)
+    return {"checks": check_tables.checks(reports)} | ({"ring-error-against-ranks": sizes} if sizes else {})
 
 
 def _asked(params: Params) -> Iterator[tuple[str, str, str]]:
@@ -101,9 +116,12 @@ def _asked(params: Params) -> Iterator[tuple[str, str, str]]:
         yield from ((family, grid, name) for grid in chosen.grids for name in chosen.implementations)
 
 
-def _tables(found: list[Record], ceiling: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _tables(
+    found: list[Record], ceiling: dict[str, Any], reports: dict[str, check_tables.Report]
+) -> Iterator[tuple[str, str]]:
     for family, grid in dict.fromkeys((record.family, record.grid) for record in found):
-        yield f"{family}-{grid}", tables.grid_table([r for r in found if (r.family, r.grid) == (family, grid)], ceiling)
+        chosen = [r for r in found if (r.family, r.grid) == (family, grid)]
+        yield f"{family}-{grid}", tables.grid_table(chosen, ceiling, reports)
 
 
 def _plots(found: list[Record], ceiling: dict[str, Any], folder: Path) -> list[str]:

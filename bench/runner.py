@@ -231,6 +231,7 @@ def _record(
         backend=first["backend"],
         max_abs_error=_worst(results, "max_abs_error"),
         over_budget=_worst(results, "over_budget"),
+        sampled=results[0]["before"]["sampled"],
         figures=_figures(cell, results, first, compared=not_compared is None),
         not_compared=not_compared,
         processes=results,

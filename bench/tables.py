@@ -7,7 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench import stats
+from bench import check_tables, stats
 from bench.records import Figure, Record
 
 OK, CROSS, NOTHING = "✓", "✗", "N/A"
@@ -33,8 +33,11 @@ def seed_table(records: list[Record], device: str, references: Iterable[str]) ->
     return "\n".join(lines) + "\n"
 
 
-def grid_table(records: list[Record], ceiling: dict[str, Any]) -> str:
-    """One line a cell: time and relative time with intervals, share of the ceiling, error, memory, backend."""
+def grid_table(records: list[Record], ceiling: dict[str, Any], reports: dict[str, check_tables.Report]) -> str:
+    """One line a cell: time and relative time with intervals, share of the ceiling, error, memory, backend.
+
+    `reports`: check reports by row, for its error on real inputs.
+    """
     axes = _varying(records)
     ring = any(record.family == "ring" for record in records)
     headers = ["implementation", *axes, *(["ranks"] if ring else []), "time ms", f"/ {records[0].reference}"]
@@ -43,6 +46,7 @@ def grid_table(records: list[Record], ceiling: dict[str, Any]) -> str:
         "TFLOP/s",
         "of ceiling",
         "error (of budget)",
+        "on real inputs",
         "MiB net",
         "MiB",
         *(["sent MiB"] if ring else []),
@@ -53,7 +57,12 @@ def grid_table(records: list[Record], ceiling: dict[str, Any]) -> str:
             record.implementation,
             *(record.workload[axis] for axis in axes),
             *([_ranks(record)] if ring else []),
-            *_cells(record, ceiling, ring=ring),
+            *_cells(
+                record,
+                ceiling,
+                check_tables.on_real_inputs(reports.get(record.implementation), record.workload["dtype"]),
+                ring=ring,
+            ),
         ]
         for record in records
     ]
@@ -64,7 +73,7 @@ def grid_table(records: list[Record], ceiling: dict[str, Any]) -> str:
         disable_numparse=True,
         colalign=("left", *["right"] * (len(headers) - 2), "left"),
     )
-    return "\n".join([table, "", *_fixed_axes(records[0], axes), *_reasons(records), *_not_compared(records)]) + "\n"
+    return "\n".join([table, "", *_fixed_axes(records[0], axes), *_notes(records)]) + "\n"
 
 
 def metrics(records: list[Record]) -> dict[str, Any]:
@@ -150,6 +159,11 @@ def where(record: Record) -> str:
     return f"({w['n_heads']} heads, seq_len {w['seq_len']}, {w['dtype']}, {w['mask']}, {w['pass']}{ranks})"
 
 
+def _notes(records: list[Record]) -> list[str]:
+    sampled = [f"- {r.implementation} {where(r)}: judged on {r.sampled}" for r in records if r.sampled]
+    return [*_reasons(records), *_not_compared(records), *sampled]
+
+
 def _not_compared(records: list[Record]) -> list[str]:
     rows = [r for r in records if r.not_compared and not r.oversubscribed]
     return [f"- {r.implementation} {where(r)}: not compared, {r.not_compared}" for r in rows]
@@ -178,7 +192,7 @@ def _fixed_axes(record: Record, varying: list[str]) -> list[str]:
     return lines
 
 
-def _cells(record: Record, ceiling: dict[str, Any], *, ring: bool) -> list[str]:
+def _cells(record: Record, ceiling: dict[str, Any], real: str, *, ring: bool) -> list[str]:
     f = record.figures
     worst = "-"
     if record.over_budget:
@@ -192,6 +206,7 @@ def _cells(record: Record, ceiling: dict[str, Any], *, ring: bool) -> list[str]:
             "-",
             "-",
             worst,
+            real,
             "-",
             "-",
             *(["-"] if ring else []),
@@ -205,6 +220,7 @@ def _cells(record: Record, ceiling: dict[str, Any], *, ring: bool) -> list[str]:
         _short(f.tflops),
         f"{100 * f.tflops / peak:.0f} %",
         worst,
+        real,
         f"{f.peak_mib:.1f}",
         f"{f.peak_with_inputs_mib:.1f}",
         *([f"{(f.payload_bytes or 0) / 2**20:.1f}"] if ring else []),

@@ -37,6 +37,8 @@ _TASKS = {
     "check": "check",
     "measure_ceiling": "roofline",
     "solve_and_write": "oracle",
+    "solve_cases": "cases",
+    "capture_into": "capture",
 }  # task -> its module of bench
 _LAST_LINES = 3
 

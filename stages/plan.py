@@ -8,6 +8,8 @@ from bench.files import read_json, write_json
 
 STAGES = {
     "oracle": ["stages/oracle.py", "bench/oracle.py"],
+    "capture": ["stages/capture.py"],
+    "cases": ["stages/cases.py", "bench/cases.py"],
     "ceiling": ["stages/ceiling.py", "bench/roofline.py"],
     "check": ["stages/check.py", "bench/check.py", "bench/ring_worker.py"],
     "bench": ["stages/bench.py", "bench/measure.py", "bench/ring_worker.py"],

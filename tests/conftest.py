@@ -62,10 +62,10 @@ protocol:
 _FEWER = {
     "bench/cases.py": """
 
-_every_case = _all
+_every_case = all_cases
 
 
-def _all(kind: str) -> Iterator[Case]:
+def all_cases(kind: str) -> Iterator[Case]:
     yield from list(_every_case(kind))[::18]
 """,
     "bench/jobs.py": "\n\nCHECKED_WORLD_SIZES = (1,)\n",

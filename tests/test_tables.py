@@ -53,7 +53,7 @@ def test_the_stamp_is_the_latest_measurement_and_says_so_where_there_is_none():
 @pytest.mark.parametrize("status", ["incorrect", "unsupported", "out_of_memory", "timeout", "crashed", "not_measured"])
 def test_every_cross_is_explained_below_the_table(status):
     found = [failed(status=status, reason="for a reason") if i % 2 else one for i, one in enumerate(seed_records())]
-    for text in (tables.seed_table(found, "cpu", ()), tables.grid_table(found, CEILING)):
+    for text in (tables.seed_table(found, "cpu", ()), tables.grid_table(found, CEILING, {})):
         table, _, notes = text.partition("\n\n" if text.startswith("implementation") else "+\n\n")
         notes = [line for line in notes.splitlines() if line.startswith("✗ ")]
         assert len(notes) == sum(one.status != "ok" for one in found) == table.count("✗")
@@ -65,12 +65,12 @@ def test_every_cross_is_explained_below_the_table(status):
 def test_a_row_without_figures_shows_none():
     row = cells_of(tables.seed_table([failed()], "cpu", REFERENCES))[1]
     assert row == ["standard", "1", "512", "8", "N/A", "N/A", "N/A", "✗"]
-    line = next(line for line in tables.grid_table([failed()], CEILING).splitlines() if line.startswith("standard"))
+    line = next(line for line in tables.grid_table([failed()], CEILING, {}).splitlines() if line.startswith("standard"))
     assert not re.search(r"\d", line.replace("✗ crashed", ""))
 
 
 def test_a_grid_table_shows_the_axes_that_vary_and_names_the_others():
-    text = tables.grid_table(seed_records()[:2], CEILING)
+    text = tables.grid_table(seed_records()[:2], CEILING, {})
     header = text.splitlines()[0]
     assert "n_heads" in header
     assert "seq_len" not in header
@@ -81,7 +81,7 @@ def test_a_grid_table_shows_the_axes_that_vary_and_names_the_others():
 
 def test_more_ranks_than_cores_are_marked_and_not_compared():
     one = record(family="ring", world_size=4, oversubscribed=True, figures=figures(relative_time=None))
-    text = tables.grid_table([one], CEILING)
+    text = tables.grid_table([one], CEILING, {})
     assert "4*" in text
     assert "oversubscribed, not compared" in text
 

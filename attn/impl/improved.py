@@ -24,6 +24,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Ma
     """Shapes as in `attn.contract`; returns out, as q."""
     if _in_query_blocks(q, k, v):
         return query_blocks.forward(q, k, v, softmax_scale=softmax_scale, mask=mask)[0]
+    if softmax_scale == 0:  # the same logits, in a way that PyTorch's causal kernel survives
+        q, softmax_scale = q * 0, 1.0
     return sdpa.attention(q, k, v, softmax_scale=softmax_scale, mask=mask)
 
 

@@ -6,7 +6,7 @@ Source: torch.nn.functional.scaled_dot_product_attention.
 import torch.nn.functional as F
 from torch import Tensor
 
-from attn.contract import Mask
+from attn.contract import Mask, Unsupported
 
 KIND = "core"
 DEVICES = ("cpu", "cuda")
@@ -17,9 +17,15 @@ CROSS_LENGTH = True
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Mask) -> Tensor:
-    """Shapes as in `attn.contract`; returns out, as q."""
+    """Shapes as in `attn.contract`; returns out, as q.
+
+    Raises:
+        Unsupported: softmax_scale 0 under a causal mask on the CPU, where PyTorch hides keys before it scales.
+    """
     square = q.shape[1] == k.shape[1]
     allowed = None if square else mask.allowed(q.shape[1], k.shape[1], q.device)
+    if softmax_scale == 0 and mask.kind == "causal" and square and q.device.type == "cpu":
+        raise Unsupported("softmax_scale 0 under a causal mask: PyTorch's CPU kernel computes -inf x 0 = NaN")
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),

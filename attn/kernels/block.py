@@ -22,7 +22,7 @@ def forward(
     """`out` (as q) and `lse` (b, h, s) float32. `causal`: query i sees keys 0 to i of this block."""
     group = q_bshd.shape[2] // k_btgd.shape[2]
     q, k, v = _heads_first(q_bshd), _heads_first(k_btgd, group), _heads_first(v_btgd, group)
-    if _fused(q):
+    if _fused(q, softmax_scale):
         out, lse = _FLASH(q, k, v, 0.0, causal, scale=softmax_scale)
         return out.transpose(1, 2), lse
     scores = _scores(q, k, softmax_scale, causal)
@@ -47,7 +47,7 @@ def backward(
     group = q_bshd.shape[2] // kv_heads
     q, dout, out = (_heads_first(x) for x in (q_bshd, dout_bshd, out_bshd))
     k, v = _heads_first(k_btgd, group), _heads_first(v_btgd, group)
-    if _fused(q):
+    if _fused(q, softmax_scale):
         dq, dk, dv = _FLASH_BACKWARD(dout, q, k, v, out, lse_bhs, 0.0, causal, scale=softmax_scale)
     else:
         weights = torch.exp(_scores(q, k, softmax_scale, causal) - lse_bhs[..., None])
@@ -58,12 +58,12 @@ def backward(
     return dq.transpose(1, 2), dk, dv
 
 
-def _fused(q: Tensor) -> bool:
-    return q.device.type == "cpu"
+def _fused(q: Tensor, softmax_scale: float) -> bool:
+    return q.device.type == "cpu" and softmax_scale != 0  # it hides keys before it scales: -inf x 0 is NaN
 
 
 def _heads_first(x: Tensor, repeat: int = 1) -> Tensor:
-    x = x.transpose(1, 2)
+    x = (x if x.stride(-1) == 1 else x.contiguous()).transpose(1, 2)  # the fused kernel reads head_dim side by side
     return x.repeat_interleave(repeat, dim=1) if repeat > 1 else x
 
 

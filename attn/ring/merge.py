@@ -18,9 +18,9 @@ def merge_(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> No
     """Add a block to `out` (b, s, h, d) and `lse` (b, h, s) in place; both are float32.
 
     out -= sigmoid(block_lse - lse) * (out - block_out);  lse -= logsigmoid(lse - block_lse)
-    A row whose block is empty (block_lse -inf) is left as it is.
+    A row whose block is empty (block_lse -inf) is left as it is; a NaN stays one.
     """
-    gap = (block_lse - lse).nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    gap = torch.where(block_lse == -torch.inf, -torch.inf, block_lse - lse)
     share = torch.sigmoid(gap).transpose(1, 2)[..., None]
     out.sub_(share * (out - block_out.float()))
     lse.copy_(torch.where(lse == -torch.inf, block_lse, lse - F.logsigmoid(-gap)))

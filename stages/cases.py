@@ -1,0 +1,15 @@
+"""Stage `cases@KIND`: inputs, float64 results and error budgets of the named cases, into data/oracle/cases/KIND/."""
+
+import sys
+
+from bench import grid, guard, truths
+
+
+def main(kind: str) -> None:
+    """Solved once; every check of that kind reads them."""
+    guard.die_with_dvc()
+    truths.write_cases(grid.load(), kind)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
