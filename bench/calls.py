@@ -201,12 +201,14 @@ class RingCall(CoreCall):
 
     def _whole(self, found: Tensors) -> Tensors:
         """On rank 0, of what every rank returned in its shape and dtype."""
+        due = {"out": self.buffers["q"], **{f"d{leaf}": self.buffers[leaf] for leaf in self.leaves}}
+        fits = [n in found and (found[n].shape, found[n].dtype) == (x.shape, x.dtype) for n, x in due.items()]
+        everywhere = [all(of_ranks) for of_ranks in zip(*self.team.gather([float(x) for x in fits]), strict=True)]
+        agreed = int(self.team.agree(float(sum(1 << i for i, fits in enumerate(everywhere) if fits))))
         whole = {}
-        for name, buffer in [("out", "q"), *((f"d{leaf}", leaf) for leaf in self.leaves)]:
-            mine, due = found.get(name), self.buffers[buffer]
-            fits = mine is not None and (mine.shape, mine.dtype) == (due.shape, due.dtype)
-            everywhere = all(value for one in self.team.gather([float(fits)]) for value in one)
-            if self.team.agree(float(everywhere)) and mine is not None:
+        for i, name in enumerate(due):
+            if agreed >> i & 1:
+                mine = found[name]
                 shards = self.team.gather_tensor(mine)
                 whole[name] = (
                     layouts.unshard(shards, self.implementation.layout, self.workload.seq_len) if shards else mine

@@ -94,7 +94,7 @@ def _on_other_inputs(implementation: registry.Implementation, call: CoreCall, pr
     call.refill(other.inputs)
     call()
     changed = [name for name, x in earlier.items() if not identical(x.detach().cpu(), values[name])]
-    overwritten = [f"{names} of the call before was overwritten" for names in anywhere(changed, team)]
+    overwritten = anywhere({"{} of the call before was overwritten": changed}, team)
     verdict = judge_call(call, other, team)
     return replace(verdict, right=False, reason="; ".join(overwritten)) if overwritten else verdict
 

@@ -89,22 +89,27 @@ def judge_call(call: CoreCall, solved: Solved, team: Team, results: Tensors | No
     """
     results = call.results() if results is None else results
     verdict = judge(results, solved, call.workload.dtype, call.held) if team.rank == 0 else Verdict(True, None)
-    threads = [str(torch.get_num_threads())] if torch.get_num_threads() != call.threads else []
-    reasons = [
-        *(f"its inputs ({x}) were changed by the call" for x in anywhere(call.changed_inputs(solved.inputs), team)),
-        *(f"still at work after it returned: {x}" for x in anywhere(call.still_at_work(), team)),
-        *(f"it set torch's threads from {call.threads} to {x}" for x in anywhere(threads, team)),
-    ]
+    threads = torch.get_num_threads()
+    faults = {
+        "its inputs ({}) were changed by the call": call.changed_inputs(solved.inputs),
+        "still at work after it returned: {}": call.still_at_work(),
+        f"it set torch's threads from {call.threads} to {{}}": [str(threads)] if threads != call.threads else [],
+    }
+    reasons = anywhere(faults, team)
     if reasons:
         verdict = replace(verdict, right=False, reason="; ".join(filter(None, (*reasons, verdict.reason))))
     right = bool(team.agree(float(verdict.right)))
     return verdict if team.rank == 0 else Verdict(right, None)
 
 
-def anywhere(names: list[str], team: Team) -> list[str]:
-    """On rank 0: names that one rank or another has found, as one word; nothing where none has."""
-    ranks = [rank for rank, found in enumerate(team.gather([float(bool(names))])) if any(found)]
-    return [", ".join(names) or f"of rank {ranks[0]}"] if ranks else []
+def anywhere(faults: dict[str, list[str]], team: Team) -> list[str]:
+    """On rank 0: each sentence, filled with the names that this rank has found, or with the first rank that has any."""
+    ranks = team.gather([float(bool(names)) for names in faults.values()])
+    reasons = []
+    for (sentence, names), found in zip(faults.items(), zip(*ranks, strict=True), strict=False):
+        if any(found):
+            reasons.append(sentence.format(", ".join(names) or f"of rank {found.index(1.0)}"))
+    return reasons
 
 
 def _part(results: Tensors, tokens: Tensor) -> Tensors:

@@ -104,14 +104,14 @@ class Ranks:
     def agree(self, value: float) -> float:
         """Rank 0's value."""
         buffer = np.array([value], dtype=np.float64)
-        self._world.Bcast(buffer)
+        _wait(self._world.Ibcast(buffer))
         return float(buffer[0])
 
     def gather(self, values: list[float]) -> list[list[float]]:
         """One list a rank, on rank 0."""
         mine = np.array(values, dtype=np.float64)
         everyone = np.empty((self.world_size, len(values))) if self.rank == 0 else None
-        self._world.Gather(mine, everyone)
+        _wait(self._world.Igather(mine, everyone))
         return everyone.tolist() if everyone is not None else []
 
     def gather_tensor(self, x: Tensor) -> list[Tensor]:
@@ -119,12 +119,16 @@ class Ranks:
         x = x.detach().cpu().contiguous()
         mine = x.view(torch.uint8).numpy()
         everyone = np.empty((self.world_size, *mine.shape), dtype=np.uint8) if self.rank == 0 else None
-        self._world.Gather(mine, everyone)
+        _wait(self._world.Igather(mine, everyone))
         return [] if everyone is None else [torch.from_numpy(one.copy()).view(x.dtype) for one in everyone]
 
     def line_up(self) -> None:
-        """MPI waits by spinning, which would slow down a rank that still computes: sleep first, then spin."""
-        request = self._world.Ibarrier()
-        while not request.Test():
-            time.sleep(2e-4)
+        """Sleep first, then spin: to return at the same time."""
+        _wait(self._world.Ibarrier())
         self._world.Barrier()
+
+
+def _wait(request: Any) -> None:
+    """MPI waits by spinning, which would slow down a rank that still computes: sleep between looks."""
+    while not request.Test():
+        time.sleep(2e-4)

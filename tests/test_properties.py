@@ -25,13 +25,11 @@ from bench.calls import make
 from bench.judge import judge
 
 SOME = settings(
-    deadline=None, derandomize=True, database=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow]
+    deadline=None, derandomize=True, database=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
 )
-MORE = settings(SOME, max_examples=100)  # of the reference, which costs no oracle
+MORE = settings(SOME, max_examples=80)  # of the reference, which costs no oracle
 ROWS = [name for name, row in registry.find().items() if row.kind == "core" and "cpu" in row.devices]
-ANY = (1, 2, 8, 16, 40, 64)  # head_dims of the reference
-HEADS = [(1, 1), (2, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (4, 4)]  # of q, and of k and v
-GRADIENTS = ("dq", "dk", "dv")
+HEADS = [(1, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2)]  # of q, and of k and v
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 every_row = pytest.mark.parametrize("row", ROWS)
@@ -54,10 +52,10 @@ class Problem:
 
 
 @st.composite
-def problems(draw, masks=("full", "causal"), square=False, longest=70, grid=False, head_dims=(8, 16, 40, 64)):
+def problems(draw, masks=("full", "causal"), square=False, longest=70, grid=False, judged=True):
     """Judged ones have a head_dim of 8 or more: of fewer numbers a row's budget would be a matter of luck."""
     seq_len = draw(st.integers(1, longest))
-    head_dim = draw(st.sampled_from(head_dims))
+    head_dim = draw(st.sampled_from([8, 16, 40, 64] if judged else [1, 2, 8, 16, 40, 64]))
     workload = Workload(
         batch=draw(st.integers(1, 2)),
         seq_len=seq_len,
@@ -66,7 +64,7 @@ def problems(draw, masks=("full", "causal"), square=False, longest=70, grid=Fals
         head_dim=head_dim,
         dtype=draw(st.sampled_from(["float32", "bfloat16"])),
         mask=draw(st.sampled_from(masks)),
-        pass_="forward_backward",
+        pass_=draw(st.sampled_from(["forward_backward", "forward"])) if judged else "forward_backward",
         kv_seq_len=seq_len if square else draw(st.integers(1, longest)),
         softmax_scale=draw(st.sampled_from([head_dim**-0.5, 0.0, 1e-6, 2.0])),
     )
@@ -89,11 +87,14 @@ def of_row(row, workload, given):
 
 
 def of_reference(workload, given):
-    """out, lse and gradients in float64."""
+    """out, lse and, where there is a dout, gradients in float64."""
     leaves = {name: given[name].double().requires_grad_() for name in "qkv"}
     out, lse = plain_attention(**leaves, softmax_scale=workload.softmax_scale, mask=Mask(workload.mask))
-    gradients = torch.autograd.grad(out, list(leaves.values()), given["dout"].double())
-    return {"out": out.detach(), "lse": lse, **dict(zip(GRADIENTS, gradients, strict=True))}
+    found = {"out": out.detach(), "lse": lse}
+    if "dout" in given:
+        gradients = torch.autograd.grad(out, list(leaves.values()), given["dout"].double())
+        found |= dict(zip(("dq", "dk", "dv"), gradients, strict=True))
+    return found
 
 
 def rounding(workload, given):
@@ -151,7 +152,7 @@ def an_order(problem):
 
 
 @MORE
-@given(problem=problems(masks=("full",), head_dims=ANY))
+@given(problem=problems(masks=("full",), judged=False))
 def test_permuted_keys_change_nothing_in_the_reference(problem):
     workload, x, order = problem.workload, problem.inputs(), an_order(problem)
     found = in_the_old_order(of_reference(workload, permuted(x, order)), order)
@@ -179,7 +180,7 @@ def shifted(problem):
 
 
 @MORE
-@given(problem=problems(grid=True, head_dims=ANY))
+@given(problem=problems(grid=True, judged=False))
 def test_a_vector_added_to_every_key_changes_nothing_but_lse_in_the_reference(problem):
     workload = problem.workload
     x, gain = shifted(problem)
@@ -226,7 +227,7 @@ def put_together(results):
 
 
 @MORE
-@given(problem=problems(masks=("causal",), square=True, longest=24, head_dims=ANY))
+@given(problem=problems(masks=("causal",), square=True, longest=24, judged=False))
 def test_a_causal_row_of_the_reference_is_full_attention_over_its_prefix(problem):
     workload, x = problem.workload, problem.inputs()
     found = put_together([of_reference(*one) for one in prefixes(workload, x)])
@@ -293,7 +294,7 @@ def allowing_for(truth, parts, workload):
 
 
 def merged(workload, x, parts):
-    q, dout = x["q"], x["dout"]
+    q = x["q"]
     out, lse = merge.empty(q)
     for queries, keys, causal in seen_pieces(workload, parts):
         how = {"softmax_scale": workload.softmax_scale, "causal": causal}
@@ -303,10 +304,12 @@ def merged(workload, x, parts):
         if start == end:
             merge.merge_(out, lse, *merge.empty(q))
     whole = out.to(q.dtype)
+    if not workload.backward:
+        return {"out": whole, "lse": lse}
     sums = {f"d{name}": torch.zeros_like(x[name], dtype=torch.float32) for name in "qkv"}
     for queries, keys, causal in seen_pieces(workload, parts):
         how = {"softmax_scale": workload.softmax_scale, "causal": causal}
-        given = (dout[:, queries], q[:, queries], x["k"][:, keys], x["v"][:, keys])
+        given = (x["dout"][:, queries], q[:, queries], x["k"][:, keys], x["v"][:, keys])
         dq, dk, dv = block.backward(*given, whole[:, queries], lse[:, :, queries].contiguous(), **how)
         sums["dq"][:, queries] += dq
         sums["dk"][:, keys] += dk
@@ -334,7 +337,7 @@ def cut_in_two(problem):
 
 
 @MORE
-@given(problem=problems(masks=("full",), head_dims=ANY))
+@given(problem=problems(masks=("full",), judged=False))
 def test_lse_of_the_reference_weighs_two_halves_of_the_keys(problem):
     workload, x, cut = problem.workload, problem.inputs(), cut_in_two(problem)
     found = recombined([of_reference(*half) for half in halves(workload, x, cut)])
@@ -365,12 +368,12 @@ def repeated(workload, given):
 def grouped(workload, found):
     """Gradients of repeated keys and values, summed over each group, in float64."""
     heads = (workload.n_kv_heads, workload.n_heads // workload.n_kv_heads)
-    sums = {name: found[name].double().unflatten(2, heads).sum(3) for name in ("dk", "dv")}
+    sums = {name: found[name].double().unflatten(2, heads).sum(3) for name in set(found) & {"dk", "dv"}}
     return {**found, **sums}
 
 
 @MORE
-@given(problem=problems(head_dims=ANY))
+@given(problem=problems(judged=False))
 def test_grouped_heads_of_the_reference_are_repeated_heads(problem):
     workload, x = problem.workload, problem.inputs()
     found = grouped(workload, of_reference(*repeated(workload, x)))
