@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     checked = add("check", commands.check, "judge one implementation on all cases", "check improved --json")
     checked.add_argument("implementation", help="a row's name, or a path to a file that follows the contract")
     checked.add_argument("--grid", help="also judge it on the shapes of this grid")
+    checked.add_argument("--only", metavar="REGEX", default="", help="only cases whose names match, to look at one")
     ran = add("run", commands.run, "check and measure one implementation without DVC", "run improved --grid seed")
     ran.add_argument("implementation", help="a row's name")
     ran.add_argument("--grid", required=True, help="a grid of params.yaml")

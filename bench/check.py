@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,8 @@ def check(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
     job, team = CheckJob(**fields), team or Solo()
     torch.set_num_threads(job.threads)
     implementation = registry.read(Path(job.implementation))
-    chosen = [case for case in cases.cases(implementation) if case.world_size == job.world_size]
+    named = [case for case in cases.cases(implementation) if case.world_size == job.world_size]
+    chosen = [case for case in named if re.search(job.only, case.name)]
     asked = (Workload.from_dict(fields) for fields in job.workloads)
     chosen += [Case(w, world_size=job.world_size) for w in asked if not implementation.why_not(w, job.device)]
     return {"status": "ok", "cases": [_named(implementation, case, job, team) for case in chosen]}
@@ -67,14 +69,13 @@ def _judged(
             verdict = _and_then(verdict, _on_other_inputs(implementation, call, problem, team))
     if team.rank:
         return {}
-    spread = _spread(first, again)
-    reasons = [verdict.reason] if verdict.reason else []
-    if spread and implementation.deterministic:
+    spread, reason = _spread(first, again), verdict.reason
+    if spread and implementation.deterministic and not reason:
         words = ", ".join(f"{name} by up to {value:.1e}" for name, value in spread.items())
-        reasons.append(f"two runs on the same inputs differ: {words}")
+        reason = f"two runs on the same inputs differ: {words}"
     return {
-        "status": "incorrect" if reasons else "ok",
-        "reason": "; ".join(reasons) or None,
+        "status": "incorrect" if reason else "ok",
+        "reason": reason,
         "over_budget": verdict.over_budget,
         "max_abs_error": verdict.max_abs_error,
         "ranks": verdict.ranks,

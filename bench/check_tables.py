@@ -61,7 +61,7 @@ def world_sizes(reports: list[Report]) -> str | None:
 def _on_every_size(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Cases that were judged on the largest number of ranks, on all of them; by case, then by ranks."""
     largest = max((one["world_size"] for one in cases), default=1)
-    wanted = [_without_ranks(one) for one in cases if one["world_size"] == largest]
+    wanted = [_without_ranks(one) for one in cases if one["world_size"] == largest > 1]
     found = [one for one in cases if _without_ranks(one) in wanted]
     return sorted(found, key=lambda one: (wanted.index(_without_ranks(one)), one["world_size"]))
 

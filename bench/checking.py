@@ -18,8 +18,12 @@ _DEADLINE_FACTOR = 3  # all cases of an implementation, against one cell of a ta
 _SHOWN = 3
 
 
-def check(path: Path, params: Params, identity: dict[str, Any], workloads: Sequence[Workload] = ()) -> dict[str, Any]:
+def check(
+    path: Path, params: Params, identity: dict[str, Any], workloads: Sequence[Workload] = (), only: str = ""
+) -> dict[str, Any]:
     """Judge an implementation file, also one outside the repository; `workloads` are judged besides its cases.
+
+    only: a regular expression that the names of cases match.
 
     Returns `status`, `reason` (with the case and the error), and `cases`.
     """
@@ -37,7 +41,7 @@ def check(path: Path, params: Params, identity: dict[str, Any], workloads: Seque
             if no_ranks := machine.why_no_ranks(identity, world_size):
                 progress.step(f"unsupported: {no_ranks}")
                 continue
-            result = _run(implementation, params, identity, world_size, workloads)
+            result = _run(implementation, params, identity, world_size, workloads, only)
             found += result.get("cases", [])
             progress.step(_summary(result))
             if result["status"] != "ok":
@@ -89,6 +93,7 @@ def _run(
     identity: dict[str, Any],
     world_size: int,
     workloads: Sequence[Workload],
+    only: str,
 ) -> dict[str, Any]:
     job = asdict(
         CheckJob(
@@ -100,6 +105,7 @@ def _run(
             workloads=[workload.as_dict() for workload in workloads],
             truths=truths.kept_cases(params, implementation.kind),
             real=truths.real_inputs(),
+            only=only,
         )
     )
     limits: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from argparse import Namespace
@@ -55,7 +56,11 @@ def check(params: Params, asked: Namespace) -> int:
 
     implementation = _implementation(asked.implementation)
     workloads = _grid(params, asked.grid).workloads() if asked.grid else []
-    report = checking.check(implementation.path, params, machine.identity(params), workloads)
+    try:
+        re.compile(asked.only)
+    except re.error as error:
+        raise BadInput(f"--only {asked.only}: not a regular expression: {error}") from None
+    report = checking.check(implementation.path, params, machine.identity(params), workloads, asked.only)
     if asked.json:
         print(json.dumps(report, indent=1))
     else:

@@ -32,7 +32,8 @@ class Job:
 class CheckJob:
     """What a worker must know to check an implementation on some of its cases.
 
-    truths: a folder with the solved cases of its kind, or nothing. real: the file of real inputs.
+    truths: a folder with the solved cases of its kind, or nothing. real: the file of real inputs. only: a regular
+    expression that the names of its cases match (`workloads` are judged all).
     """
 
     implementation: str
@@ -43,3 +44,4 @@ class CheckJob:
     workloads: list[dict[str, Any]]
     truths: str = ""
     real: str = REAL
+    only: str = ""

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -71,6 +71,20 @@ def all_cases(kind: str) -> Iterator[Case]:
     "bench/jobs.py": "\n\nCHECKED_WORLD_SIZES = (1,)\n",
     "bench/roofline.py": "\n\nSIZES = (64,)\nCOPY_BYTES = 1 << 20\n",
 }
+
+
+_COUNTS = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def count(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Say a line at the end of the run, where it is read."""
+    return request.config.stash.setdefault(_COUNTS, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in terminalreporter.config.stash.get(_COUNTS, []):
+        terminalreporter.write_line(line, bold=True)
 
 
 @pytest.fixture(scope="module")

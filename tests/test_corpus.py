@@ -194,12 +194,11 @@ def test_a_wrong_ring_is_rejected_for_its_reason_and_no_other(name: str, judged_
 
 
 @pytest.mark.mpi
-def test_all_required_mistakes_are_there_and_none_is_accepted(judged_rings: Any, capsys: Any) -> None:
+def test_all_required_mistakes_are_there_and_none_is_accepted(judged_rings: Any, count: Any) -> None:
     assert REQUIRED - set(CORPUS) == set()
     found = {name: judged_alone(name) for name in ALONE} | {name: judged_rings[name]["cases"] for name in RINGS}
     rejected = [name for name in CORPUS if any(one["status"] == "incorrect" for one in found[name])]
-    with capsys.disabled():
-        print(f"\nwrong kernels rejected {len(rejected)} of {len(CORPUS)}")
+    count(f"wrong kernels rejected {len(rejected)} of {len(CORPUS)}")
     assert set(CORPUS) - set(rejected) == set()
     assert len(rejected) >= 60
 

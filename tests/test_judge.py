@@ -7,11 +7,9 @@ from functools import cache
 import pytest
 import torch
 
-from attn import registry
 from attn.contract import Mask, Workload
 from attn.reference import plain_attention
 from bench import oracle
-from bench.calls import make
 from bench.judge import judge
 
 GQA = Workload(1, 65, 4, 2, 16, "float32", "causal", "forward_backward", softmax_scale=0.3)
@@ -53,104 +51,8 @@ def solved(kind, workload, seed):
 
 
 @wrong("out is off")
-def attends_across_heads(given):
-    def attention(q, k, v):
-        return (GQA.softmax_scale * q @ k.mT).softmax(-1) @ v, None
-
-    return results(attention, given)
-
-
-@wrong("out is off")
-def causal_mask_sees_one_key_more(given):
-    allowed = torch.ones(65, 65, dtype=torch.bool).tril(1)
-    return results(lambda q, k, v: plain(q, k, v, allowed=allowed), given)
-
-
-@wrong("out has .* not finite")
-def causal_mask_hides_the_diagonal(given):
-    allowed = torch.ones(65, 65, dtype=torch.bool).tril(-1)
-    return results(lambda q, k, v: plain(q, k, v, allowed=allowed), given)
-
-
-@wrong("out is off")
 def no_mask_at_all(given):
     return results(lambda q, k, v: plain(q, k, v, allowed=torch.ones(65, 65, dtype=torch.bool)), given)
-
-
-@wrong("^lse is off")
-def lse_of_base_2(given):
-    found = results(plain, given)
-    return {**found, "lse": found["lse"] / math.log(2)}
-
-
-@wrong("out is off")
-def last_block_of_keys_dropped(given):
-    allowed = torch.ones(65, 65, dtype=torch.bool).tril()
-    allowed[:, 64:] = False
-    return results(lambda q, k, v: plain(q, k, v, allowed=allowed), given)
-
-
-@wrong("out is off")
-def scale_applied_twice(given):
-    return results(lambda q, k, v: plain(q, k, v, GQA.softmax_scale**2), given)
-
-
-@wrong("out is off")
-def scale_missing(given):
-    return results(lambda q, k, v: plain(q, k, v, 1.0), given)
-
-
-@wrong("out is off")
-def scale_assumed_from_head_dim(given):
-    return results(lambda q, k, v: plain(q, k, v, GQA.head_dim**-0.5), given)
-
-
-@wrong("out is off")
-def products_in_float16(given):
-    def attention(q, k, v):
-        out, lse = plain(q.half(), k.half(), v.half())
-        return out.float(), lse.float()
-
-    return results(attention, given)
-
-
-@wrong(r"out has 64 values that are not finite, or should not be: nan at \(0, 64, 0, 0\)")
-def last_row_left_unwritten(given):
-    found = results(plain, given)
-    found["out"][:, -1] = math.nan
-    return found
-
-
-@wrong("^dk is off.*; dv is off")
-def dk_and_dv_swapped(given):
-    found = results(plain, given)
-    return {**found, "dk": found["dv"], "dv": found["dk"]}
-
-
-@wrong("^dq is off")
-def dq_without_the_scale(given):
-    found = results(plain, given)
-    return {**found, "dq": found["dq"] / GQA.softmax_scale}
-
-
-@wrong("^dv is off")
-def dv_of_one_query_head_of_the_group(given):
-    found = results(plain, given)
-    return {**found, "dv": found["dv"] / 2}
-
-
-@wrong("out is off")
-def heads_of_a_group_in_the_wrong_order(given):
-    def attention(q, k, v):
-        return plain(q, *(x[:, :, ::2].repeat(1, 1, 2, 1) for x in (k, v)))
-
-    return results(attention, given)
-
-
-@wrong("^out is 1x65x4x16 float64, not 1x65x4x16 float32$")
-def out_of_another_dtype(given):
-    found = results(plain, given)
-    return {**found, "out": found["out"].double()}
 
 
 @wrong("^out is 1x4x65x16 float32, not 1x65x4x16 float32$")
@@ -170,12 +72,6 @@ def no_dv(given):
     return {name: x for name, x in results(plain, given).items() if name != "dv"}
 
 
-@wrong("^out is off")
-def noise_of_1e_4(given):
-    found = results(plain, given)
-    return {**found, "out": found["out"] * (1 + 1e-4 * torch.randn_like(found["out"]))}
-
-
 @wrong(r"^out is off .* at row \(0, 0, 0\).*\(1 of 260 rows over\)")
 def one_element_of_one_row(given):
     found = results(plain, given)
@@ -191,7 +87,7 @@ def weights_over_queries_not_keys(given):
     return results(attention, given)
 
 
-def test_every_wrong_attention_is_rejected_for_its_reason(capsys):
+def test_every_wrong_attention_is_rejected_for_its_reason():
     torch.manual_seed(0)
     kept = []
     for name, (attention, reason) in WRONG.items():
@@ -200,8 +96,6 @@ def test_every_wrong_attention_is_rejected_for_its_reason(capsys):
             verdict = judge(attention(truth.inputs), truth, "float32")
             if verdict.right or not re.search(reason, verdict.reason):
                 kept.append(f"{name}, seed {seed}: {verdict.reason}")
-    with capsys.disabled():
-        print(f"\nwrong rejected {2 * len(WRONG) - len(kept)} of {2 * len(WRONG)}")
     assert kept == []
 
 
@@ -209,32 +103,6 @@ def test_every_wrong_attention_is_rejected_for_its_reason(capsys):
 def test_the_attention_that_the_wrong_ones_are_made_from_is_accepted(seed):
     truth = solved("core", GQA, seed)
     assert judge(results(plain, truth.inputs), truth, "float32").reason is None
-
-
-def right_cases():
-    for length in (1, 63, 127):
-        for mask in ("full", "causal"):
-            core = Workload(1, length, 2, 2, 64, "float32", mask, "forward_backward")
-            yield from ((name, core) for name in ("standard", "improved", "sdpa"))
-            yield "improved", Workload(1, length, 2, 1, 64, "bfloat16", mask, "forward")
-            module = Workload(1, length, 2, 2, 32, "float32", mask, "forward_backward")
-            yield from ((f"multihead_{name}", module) for name in ("standard", "improved", "torch"))
-
-
-def test_every_right_row_is_accepted_over_5_seeds_and_odd_lengths(capsys):
-    refused, count = [], 0
-    for name, workload in right_cases():
-        implementation = registry.find()[name]
-        for seed in range(5):
-            truth = solved("module" if implementation.kind == "module" else "core", workload, seed)
-            call = make(implementation, workload, truth.inputs, "cpu")
-            call()
-            verdict, count = judge(call.results(), truth, workload.dtype), count + 1
-            if not verdict.right:
-                refused.append(f"{name} {workload.key} seed {seed}: {verdict.reason}")
-    with capsys.disabled():
-        print(f"\nright accepted {count - len(refused)} of {count}")
-    assert refused == []
 
 
 def test_rows_that_see_no_key_must_be_0_with_lse_minus_infinity():

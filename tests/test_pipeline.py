@@ -19,6 +19,7 @@ MODULE = ["multihead_improved"]
 ROWS = [("core", name, g) for name in CORE for g in ("seed", "scaling")]
 ROWS += [("module", name, "seed") for name in MODULE] + [("ring", "ring_v2_collective", "seed")]
 ORACLES = {"oracle_core@seed", "oracle_core@scaling", "oracle_module@seed", "oracle_ring@seed"}
+INPUTS = {"capture", "cases@core", "cases@module"}
 CHECKS = {f"check_{family}@local-{name}" for family, name, _ in ROWS}
 BENCHES = {f"bench_{family}@local-{name}-{g}" for family, name, g in ROWS}
 
@@ -37,11 +38,11 @@ def attention(q, k, v, *, softmax_scale, mask):
 
 def test_a_first_repro_runs_every_stage_and_writes_every_result(finished: Finished) -> None:
     assert set(finished.first.stages) == {"probe@local", "plan", "ceiling@local", "render@local"} | (
-        ORACLES | CHECKS | BENCHES
+        INPUTS | ORACLES | CHECKS | BENCHES
     )
     names = ["machine.json", "packages.json", "ceiling.json", "seed.txt", "report.md", "metrics.json", "plots.json"]
     names += [f"tables/{table}.txt" for table in ("core-seed", "core-scaling", "module-seed", "ring-seed")]
-    names += ["tables/core-scaling.png"]
+    names += ["tables/core-scaling.png", "tables/checks.txt"]
     names += [f"check/{name}{end}" for _, name, _ in ROWS for end in (".json", ".verdict.json")]
     names += [f"bench/{name}-{g}.json" for _, name, g in ROWS]
     assert set(finished.repo.hashes("results/local")) == {f"results/local/{name}" for name in names}
@@ -90,7 +91,7 @@ def test_an_edit_of_the_judge_reruns_checks_and_benches(tiny: Repo) -> None:
     tiny.edit("bench/judge.py", "    if worst <= 1.0:\n", "    if not worst > 1.0:\n")
     assert tiny.repro("plan").code == 0
     assert _changed(tiny) >= CHECKS | BENCHES
-    assert not _changed(tiny) & (ORACLES | {"ceiling@local"})
+    assert not _changed(tiny) & (INPUTS | ORACLES | {"ceiling@local"})
 
 
 def test_another_machine_reruns_ceiling_checks_and_benches_but_no_oracle(tiny: Repo) -> None:
