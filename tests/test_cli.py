@@ -102,6 +102,7 @@ def test_without_results_a_command_says_what_to_do(said, command):
     [
         (["table", "sead"], list(grid.load(PARAMS).grids)),
         (["check", "improved", "--grid", "sead"], list(grid.load(PARAMS).grids)),
+        (["check", "improved", "--only", "(s513"], ["not a regular expression"]),
         (["run", "improved", "--grid", "sead"], list(grid.load(PARAMS).grids)),
         (["check", "improvd"], list(registry.find())),
         (["run", "improvd", "--grid", "seed"], list(registry.find())),
@@ -221,3 +222,15 @@ def test_publish_copies_once_and_replaces_only_when_told_to(said, folder):
     assert said("publish", "laptop", "--replace")[0] == 0
     assert copy.read_text(encoding="utf-8") == "two\n"
     assert sorted(path.name for path in (folder / "results").iterdir()) == ["laptop", "local"]
+
+
+def test_a_check_can_be_of_some_cases_only_and_says_how_near_they_came(said, tmp_path):
+    code, out, _ = said("check", "standard", "--only", "_s00000[12]_.*float32", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert {one["seq_len"] for one in report["cases"]} == {1, 2}
+    assert 0 < report["summary"]["worst"]["over_budget"] <= 1
+    code, out, _ = said("check", "standard", "--only", "huge-row")
+    assert code == 0
+    assert "worst error (of its budget): " in out
+    assert out.count("huge-row") == 1
