@@ -65,7 +65,7 @@ def _judged(
         verdict = judge_call(call, problem, team, first | call.without_gradients())
         call()
         again = call.results()
-        if not case.unordered:
+        if not case.has_nan:
             verdict = _and_then(verdict, _on_other_inputs(implementation, call, problem, team))
     if team.rank:
         return {}

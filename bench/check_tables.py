@@ -46,7 +46,7 @@ def world_sizes(reports: list[Report]) -> str | None:
     ]
     if not shown:
         return None
-    names = list(dict.fromkeys(name for _, one in shown for name in one["over_budget"]))
+    names = list(dict.fromkeys(name for _, one in shown for name in one["over_budget"] if "_" not in name))
     headers = ["implementation", "dtype", "mask", "pass", "ranks", *names]
     rows = [
         [name, one["dtype"], one["mask"], one["pass"], one["world_size"], *(_error(one, tensor) for tensor in names)]

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import closure, worker
+from bench import closure, machine, worker
 from bench.files import read_json, write_json
 from bench.grid import Params
 from bench.jobs import REAL
@@ -53,7 +53,8 @@ def write_cases(params: Params, kind: str) -> None:
     folder = CASES / kind
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    job = {"kind": kind, "folder": str(folder), "seed": params.protocol.seed}
+    threads = params.threads or machine.cpu_count()
+    job = {"kind": kind, "folder": str(folder), "seed": params.protocol.seed, "threads": threads}
     limit = worker.memory_limit(params.protocol.memory_limit_gib)
     result = worker.isolated("solve_cases", job, deadline_s=DEADLINE_S, memory_bytes=limit)
     if result["status"] != "ok":

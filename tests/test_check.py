@@ -178,7 +178,7 @@ def test_placed_inputs_have_the_same_values_in_other_memory(variant):
 def test_solved_cases_are_kept_and_only_used_for_their_seed_and_code(tmp_path, monkeypatch):
     kept = [Case(BASE), Case(BASE, "huge-row")]
     monkeypatch.setattr(cases, "all_cases", lambda kind: iter(kept))
-    cases.solve_cases({"kind": "core", "folder": str(tmp_path), "seed": 7})
+    cases.solve_cases({"kind": "core", "folder": str(tmp_path), "seed": 7, "threads": 1})
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{one.problem}.safetensors" for one in kept)
     fresh, read = cases.solve(kept[1], "core", 7), cases.solve(kept[1], "core", 7, tmp_path)
     assert all(torch.equal(fresh.budget[name], read.budget[name]) for name in fresh.budget)

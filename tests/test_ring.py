@@ -56,7 +56,7 @@ def truths(tmp_path_factory: pytest.TempPathFactory) -> str:
     made_up = [case for case in cases.all_cases("ring") if re.search(NO_REAL, case.name)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cases, "all_cases", lambda _: iter(made_up))
-        cases.solve_cases({"kind": "ring", "folder": str(folder), "seed": 7})
+        cases.solve_cases({"kind": "ring", "folder": str(folder), "seed": 7, "threads": 1})
     return str(folder)
 
 
