@@ -65,14 +65,15 @@ def _judged(
         verdict = judge_call(call, problem, team, first | call.without_gradients())
         call()
         again = call.results()
-        if not case.has_nan:
-            verdict = _and_then(verdict, _on_other_inputs(implementation, call, problem, team))
+        later = None if case.has_nan else _on_other_inputs(implementation, call, problem, team).reason
     if team.rank:
         return {}
     spread, reason = _spread(first, again), verdict.reason
     if spread and implementation.deterministic and not reason:
         words = ", ".join(f"{name} by up to {value:.1e}" for name, value in spread.items())
         reason = f"two runs on the same inputs differ: {words}"
+    if later and not reason:
+        reason = f"on other inputs in the same buffers: {later}"
     return {
         "status": "incorrect" if reason else "ok",
         "reason": reason,
@@ -98,13 +99,6 @@ def _on_other_inputs(implementation: registry.Implementation, call: CoreCall, pr
     overwritten = anywhere({"{} of the call before was overwritten": changed}, team)
     verdict = judge_call(call, other, team)
     return replace(verdict, right=False, reason="; ".join(overwritten)) if overwritten else verdict
-
-
-def _and_then(verdict: Verdict, later: Verdict) -> Verdict:
-    """What is wrong only later is wrong too."""
-    if not verdict.right or later.right:
-        return verdict
-    return replace(verdict, right=False, reason=f"on other inputs in the same buffers: {later.reason}")
 
 
 def _spread(one: Tensors, other: Tensors) -> dict[str, float]:

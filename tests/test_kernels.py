@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def kernel(request, monkeypatch):
     """attn.kernels.block as the CPU runs it, and as any other device does."""
     if request.param == "formulas":
-        monkeypatch.setattr(block, "_fused", lambda _: False)
+        monkeypatch.setattr(block, "_fused", lambda *_: False)
     return block
 
 
