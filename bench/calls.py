@@ -18,6 +18,7 @@ from attn.contract import Mask, Unsupported, Workload
 from attn.registry import Implementation
 from attn.ring import layouts
 from attn.ring.communicator import Communicator
+from bench import idle
 from bench.solved import Tensors
 
 
@@ -27,16 +28,16 @@ class CoreCall:
     leaves: tuple[str, ...] = ("q", "k", "v")
 
     def __init__(self, implementation: Implementation, workload: Workload, given: Tensors, device: str = "cpu") -> None:
-        self.implementation, self.workload = implementation, workload
+        self.implementation, self.workload, self.device = implementation, workload, device
         self.module: ModuleType = registry.load(implementation)
         self.entry = registry.entry_point(implementation, self.module)
         self.mask = Mask(workload.mask)
         self.buffers: Tensors = {name: self._held(x).to(device, copy=True) for name, x in given.items()}
+        self.settings = torch_settings()
         for name in self.leaves:
             self.buffers[name].requires_grad_(workload.backward)
         self.out: Tensor | None = None
         self.returned: Tensors = {}
-        self.threads = torch.get_num_threads()
         self._threads = threading.enumerate()
 
     def __call__(self) -> None:
@@ -51,11 +52,14 @@ class CoreCall:
         self.out = self._forward()
         self.out.backward(self.buffers["dout"])
 
-    def results(self) -> Tensors:
-        """What the last call computed, on the CPU, whole (not sharded); copied at once, as its caller would read it."""
+    def results(self, *, with_lse: bool = True) -> Tensors:
+        """What the last call computed, on the CPU, whole (not sharded); copied at once, as its caller would read it.
+
+        Of a row that gives it, also lse, of a call of its own.
+        """
         self.returned = {name: x.detach().to("cpu", copy=True) for name, x in self.computed().items()}
-        with_lse = {name: x.detach().to("cpu", copy=True) for name, x in self._with_lse().items()}
-        return self._whole(self.returned) | with_lse
+        more = self._with_lse() if with_lse else {}
+        return self._whole(self.returned) | {name: x.detach().to("cpu", copy=True) for name, x in more.items()}
 
     def without_gradients(self) -> Tensors:
         """`out` of a call that is not asked for gradients, which may take another way to it; nothing where none is."""
@@ -68,9 +72,10 @@ class CoreCall:
 
     def still_at_work(self) -> list[str]:
         """What has changed since `results` copied it, and threads that the call left running."""
+        busy = [f"{ms:.0f} ms of a processor in 20 ms in which nobody called"] if (ms := idle.busy_ms()) else []
         now = self.computed()
         changed = [f"{n} changed" for n, x in self.returned.items() if not identical(x, now[n].detach().cpu())]
-        return changed + [f"thread {one.name}" for one in threading.enumerate() if one not in self._threads]
+        return changed + [f"thread {one.name}" for one in threading.enumerate() if one not in self._threads] + busy
 
     @property
     def held(self) -> list[Tensor]:
@@ -79,12 +84,19 @@ class CoreCall:
 
     def refill(self, given: Tensors) -> None:
         """Put other values into the same buffers, past torch's count of changes: nothing but the values tells."""
-        for name, x in given.items():
-            self.buffers[name].data.copy_(self._held(x))
+        for name, x in self.held_inputs(given).items():
+            self.buffers[name].data.copy_(x)
+
+    def held_inputs(self, given: Tensors) -> Tensors:
+        """What the buffers take of given inputs, on the device."""
+        return {name: self._held(given[name]).to(self.device) for name in self.buffers}
+
+    def reload(self, signs: Tensors) -> None:
+        """Weights with other signs, where there are weights."""
 
     def changed_inputs(self, given: Tensors) -> list[str]:
         """Names of the inputs that are not, bit for bit, what they were."""
-        return [name for name, x in given.items() if not identical(self.buffers[name].detach().cpu(), self._held(x))]
+        return [n for n, x in self.buffers.items() if not identical(x.detach().cpu(), self._held(given[n]))]
 
     def forget(self) -> None:
         """Drop the last result, so that it does not count as memory in use."""
@@ -139,20 +151,26 @@ class ModuleCall(CoreCall):
         self.attention = self.entry(w.embed_dim, w.n_heads, w.n_kv_heads)
         self.attention.to(device=device, dtype=given["x"].dtype)
         self.attention.train(w.backward)
-        self.attention.load(*(self.buffers.pop(name) for name in ("wq", "wk", "wv", "wo")))
+        self._weights = {name: self.buffers.pop(name) for name in ("wq", "wk", "wv", "wo")}
+        self._weight_gradients: dict[str, Tensor | None] = {}
+        self.reload({})
 
     def __call__(self) -> None:
-        """One pass."""
+        """One pass, weight gradients as their reader gets them included."""
+        self._weight_gradients = {}
         self.attention.zero_grad(set_to_none=True)
         super().__call__()
+        if self.workload.backward:
+            self._weight_gradients = dict(zip(("dwq", "dwk", "dwv", "dwo"), self.attention.gradients(), strict=True))
 
     def refill(self, given: Tensors) -> None:
-        """Of x and dout; the weights stay as loaded."""
-        super().refill({name: x for name, x in given.items() if name in self.buffers})
+        """Also the weights, as they were given at first."""
+        super().refill(given)
+        self.reload({})
 
-    def changed_inputs(self, given: Tensors) -> list[str]:
-        """Of x and dout."""
-        return super().changed_inputs({name: x for name, x in given.items() if name in self.buffers})
+    def reload(self, signs: Tensors) -> None:
+        """The weights that were given, with these signs."""
+        self.attention.load(*(x * signs[name] if signs else x for name, x in self._weights.items()))
 
     def input_bytes(self) -> int:
         """Inputs and weights."""
@@ -161,14 +179,14 @@ class ModuleCall(CoreCall):
     def forget(self) -> None:
         """Weight gradients too."""
         super().forget()
+        self._weight_gradients = {}
         self.attention.zero_grad(set_to_none=True)
 
     def _forward(self) -> Tensor:
         return self.attention(self.buffers["x"], mask=self.mask)  # type: ignore[no-any-return]
 
     def _gradients(self) -> dict[str, Tensor | None]:
-        weights = zip(("dwq", "dwk", "dwv", "dwo"), self.attention.gradients(), strict=True)
-        return {"dx": self.buffers["x"].grad, **dict(weights)}
+        return {"dx": self.buffers["x"].grad, **self._weight_gradients}
 
     def _with_lse(self) -> Tensors:
         return {}
@@ -232,6 +250,28 @@ def make(implementation: Implementation, workload: Workload, given: Tensors, dev
         return RingCall(implementation, workload, given, device, team)
     kind = ModuleCall if implementation.kind == "module" else CoreCall
     return kind(implementation, workload, given, device)
+
+
+def not_plain(found: Tensors) -> list[str]:
+    """What is not a tensor but something that may compute itself only when it is read."""
+    return [f"{n} is a {type(x).__name__}, not a torch.Tensor" for n, x in found.items() if type(x) is not Tensor]
+
+
+def torch_settings() -> dict[str, Any]:
+    """Settings of torch that hold for the whole process, and so for whoever is measured after a call."""
+    backends = torch.backends
+    return {
+        "threads": torch.get_num_threads(),
+        "default dtype": torch.get_default_dtype(),
+        "float32 matmul precision": torch.get_float32_matmul_precision(),
+        "gradients": torch.is_grad_enabled(),
+        "mkldnn": torch._C._get_mkldnn_enabled(),
+        "cudnn": backends.cudnn.enabled,
+        "flash attention": backends.cuda.flash_sdp_enabled(),
+        "efficient attention": backends.cuda.mem_efficient_sdp_enabled(),
+        "plain attention": backends.cuda.math_sdp_enabled(),
+        "denormal numbers": bool(torch.tensor(1e-310, dtype=torch.float64) * 0.5),
+    }
 
 
 def identical(one: Tensor, other: Tensor) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils import deterministic
 
 from attn import registry
@@ -55,20 +58,29 @@ def _named(implementation: registry.Implementation, case: Case, job: CheckJob, t
 def _judged(
     implementation: registry.Implementation, case: Case, problem: Solved, device: str, team: Team
 ) -> dict[str, Any]:
-    """Three calls: into poisoned memory; the same again; and on other inputs in the same buffers."""
+    """Four calls: into poisoned memory; the same twice as it will be timed; and on other inputs in the same buffers."""
     call = make(implementation, case.workload, problem.inputs, device, team)
     for name, x in call.buffers.items():
         call.buffers[name] = case.placed(name, x.detach()).requires_grad_(x.requires_grad)
-    with registry.third_party(), _Poisoned():
+    around = {name: _whole_memory(x).clone() for name, x in call.buffers.items()}
+    with registry.third_party():
+        with _poisoned():
+            call()
+            verdict = judge_call(call, problem, team, call.results() | call.without_gradients())
+        earlier = [(call.computed(), call.returned)]
         call()
         first = call.results()
-        verdict = judge_call(call, problem, team, first | call.without_gradients())
+        second = judge_call(call, problem, team, first)
         call()
         again = call.results()
-        later = None if case.has_nan else _on_other_inputs(implementation, call, problem, team).reason
+        earlier.append((call.computed(), call.returned))
+        beside = [name for name, x in call.buffers.items() if not torch.equal(_whole_memory(x), around[name])]
+        later = None if case.has_nan else _on_other_inputs(implementation, call, problem, team, earlier).reason
+    written = anywhere({"memory beside its inputs ({}) was written to": beside}, team)
     if team.rank:
         return {}
-    spread, reason = _spread(first, again), verdict.reason
+    spread = _spread(first, again)
+    reason = verdict.reason or "; ".join(written) or (second.reason and f"in its second call: {second.reason}")
     if spread and implementation.deterministic and not reason:
         words = ", ".join(f"{name} by up to {value:.1e}" for name, value in spread.items())
         reason = f"two runs on the same inputs differ: {words}"
@@ -86,33 +98,51 @@ def _judged(
     }
 
 
-def _on_other_inputs(implementation: registry.Implementation, call: CoreCall, problem: Solved, team: Team) -> Verdict:
+def _on_other_inputs(
+    implementation: registry.Implementation,
+    call: CoreCall,
+    problem: Solved,
+    team: Team,
+    earlier: list[tuple[Tensors, Tensors]],
+) -> Verdict:
     """Outputs that were kept from before, by address or by torch's count of changes, are wrong now.
 
-    So is an earlier output that this call writes to: it belongs to the caller.
+    So is an earlier output that this call writes to: it belongs to the caller. `earlier`: what calls have returned,
+    and copies of it from then.
     """
-    earlier, values = call.computed(), call.returned
     other = solved.mirrored(implementation.kind, problem, call.workload.mask)
     call.refill(other.inputs)
     call()
-    changed = [name for name, x in earlier.items() if not identical(x.detach().cpu(), values[name])]
-    overwritten = anywhere({"{} of the call before was overwritten": changed}, team)
+    changed = {n for now, then in earlier for n, x in now.items() if not identical(x.detach().cpu(), then[n])}
+    overwritten = anywhere({"{} of a call before was overwritten": sorted(changed)}, team)
     verdict = judge_call(call, other, team)
     return replace(verdict, right=False, reason="; ".join(overwritten)) if overwritten else verdict
 
 
 def _spread(one: Tensors, other: Tensors) -> dict[str, float]:
-    """Largest difference of each tensor that is not, bit for bit, the same in two runs (NaN equals NaN)."""
-    pairs = {name: (x.double().nan_to_num(), other[name].double().nan_to_num()) for name, x in one.items()}
-    return {name: float((x - y).abs().max()) for name, (x, y) in pairs.items() if not torch.equal(x, y)}
+    """Largest difference of each tensor that is not, bit for bit, the same in two runs; NaN counts as 0."""
+    return {
+        name: float((x.double() - other[name].double()).nan_to_num().abs().max())
+        for name, x in one.items()
+        if name in other and not identical(x, other[name])
+    }
 
 
-class _Poisoned:
-    """Memory that torch hands out unwritten holds NaN, so that an output left unwritten shows."""
+def _whole_memory(x: Tensor) -> Tensor:
+    """Every byte of the memory that a tensor lies in, also those that are not its own."""
+    return torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.untyped_storage())
 
-    def __enter__(self) -> None:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]  # set by its module class
 
-    def __exit__(self, *_: object) -> None:
-        torch.use_deterministic_algorithms(False)
+@contextmanager
+def _poisoned() -> Iterator[None]:
+    """Memory that torch hands out unwritten holds NaN, so that an output left unwritten shows.
+
+    Torch offers that with its deterministic algorithms only, which are not those that are timed.
+    """
+    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]  # set by its module class
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)

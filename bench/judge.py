@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bench import calls
 from bench.solved import Solved, Tensors, at_tokens
 
 if TYPE_CHECKING:
-    from bench.calls import CoreCall
     from bench.team import Team
 
 
@@ -50,8 +50,7 @@ def judge(results: Tensors, solved: Solved, dtype: str, held: Sequence[Tensor] =
         verdict = _one(results, solved, dtype)
     if solved.rows is None:
         return verdict
-    queries = solved.inputs["q" if "q" in solved.inputs else "x"].shape[1]
-    return replace(verdict, sampled=f"{len(solved.rows)} of {queries} queries")
+    return replace(verdict, sampled=f"{len(solved.rows)} of {solved.queries} queries")
 
 
 def _one(results: Tensors, solved: Solved, dtype: str, how: str = "") -> Verdict:
@@ -64,12 +63,11 @@ def _one(results: Tensors, solved: Solved, dtype: str, how: str = "") -> Verdict
             if name in solved.truth and name != "lse":
                 reasons.append(f"{name} was not returned{how}")
             continue
-        got = solved.judged_part(tensor, got)
-        wanted = torch.float32 if name == "lse" else getattr(torch, dtype)
-        if got.shape != truth.shape or got.dtype != wanted:
-            reasons.append(f"{name} is {_words(got.shape, got.dtype)}, not {_words(truth.shape, wanted)}")
+        wanted, shape = torch.float32 if name == "lse" else getattr(torch, dtype), solved.whole_shape(tensor)
+        if got.shape != shape or got.dtype != wanted:
+            reasons.append(f"{name} is {_words(got.shape, got.dtype)}, not {_words(shape, wanted)}")
             continue
-        got = got.double().cpu()
+        got = solved.judged_part(tensor, got).double().cpu()
         if solved.may_leak is not None and tensor == "out":
             leak = solved.may_leak & got.isnan() & ~truth.isnan()
             got, leaked = torch.where(leak, truth, got), leaked or bool(leak.any())
@@ -81,7 +79,7 @@ def _one(results: Tensors, solved: Solved, dtype: str, how: str = "") -> Verdict
     return Verdict(not reasons, "; ".join(reasons) or None, errors, ratios, leaked=leaked)
 
 
-def judge_call(call: CoreCall, solved: Solved, team: Team, results: Tensors | None = None) -> Verdict:
+def judge_call(call: calls.CoreCall, solved: Solved, team: Team, results: Tensors | None = None) -> Verdict:
     """Of a call that has just returned; on rank 0, which has the whole result. Every rank learns whether it is right.
 
     Wrong too is a call that changed its inputs, or whose result changes after it returned. `results`: those of the
@@ -89,11 +87,14 @@ def judge_call(call: CoreCall, solved: Solved, team: Team, results: Tensors | No
     """
     results = call.results() if results is None else results
     verdict = judge(results, solved, call.workload.dtype, call.held) if team.rank == 0 else Verdict(True, None)
-    threads = torch.get_num_threads()
+    now = calls.torch_settings()
     faults = {
         "its inputs ({}) were changed by the call": call.changed_inputs(solved.inputs),
+        "{}": calls.not_plain(call.computed()),
         "still at work after it returned: {}": call.still_at_work(),
-        f"it set torch's threads from {call.threads} to {{}}": [str(threads)] if threads != call.threads else [],
+        "it changed torch's settings: {}": [
+            f"{n} from {x} to {now[n]}" for n, x in call.settings.items() if now[n] != x
+        ],
     }
     reasons = anywhere(faults, team)
     if reasons:

@@ -17,9 +17,10 @@ from bench.calls import CoreCall, make
 from bench.device import Cpu, open_device
 from bench.jobs import Job
 from bench.judge import judge_call
-from bench.solved import Tensors
+from bench.solved import Solved
 from bench.team import Solo, Team
 from bench.timing import sample_pairs
+from bench.watch import Watch, WrongResult
 
 MIB = 1 << 20
 
@@ -51,7 +52,10 @@ def measure(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
         return {"status": "incorrect", "reason": before.reason, **found}
     if job.process == 0:
         found |= _memory(call, device)
-    found |= _series(job, call, device, workload, first.inputs, team)
+    try:
+        found |= _series(job, call, device, first, team)
+    except WrongResult as wrong:
+        return {"status": "incorrect", "reason": f"in a timed call: {wrong}", **found, "after": asdict(wrong.verdict)}
     again = solved.mirrored(implementation.kind, first, workload.mask)
     call.refill(again.inputs)
     call()
@@ -94,26 +98,31 @@ def backend(operators: list[str], device: str) -> str:
     return f"aten {'+'.join(found) or 'eager'} {device}"
 
 
-def _series(job: Job, call: CoreCall, device: Cpu, workload: Workload, given: Tensors, team: Team) -> dict[str, Any]:
+def _series(job: Job, call: CoreCall, device: Cpu, problem: Solved, team: Team) -> dict[str, Any]:
     """Samples in pairs with the reference. Of several ranks, the slowest one's time is the sample."""
-    reference, why_not = _reference(job, workload, given) if team.rank == 0 else (None, None)
+    seed = job.protocol["seed"] + job.process
+    reference, why_not = _reference(job, problem, seed) if team.rank == 0 else (None, None)
+    watch = Watch(call, problem, team, seed)
 
     def sample(calls: int) -> float:
-        team.line_up()
-        device.flush()
-        return device.elapsed_ms(call, calls)
+        watch.new_sample()
+        return device.elapsed_ms(call, calls, watch.before, watch.after)
 
     def sample_reference(calls: int) -> float:
+        nonlocal reference, why_not
         milliseconds = 0.0
         if reference is not None:
             torch.set_num_threads(job.all_threads)
-            device.flush()
-            milliseconds = device.elapsed_ms(reference, calls)
+            try:
+                reference.new_sample()
+                milliseconds = device.elapsed_ms(reference.call, calls, reference.before, reference.after)
+            except WrongResult as wrong:
+                reference, why_not = None, f"the yardstick in a timed call: {wrong}"
             torch.set_num_threads(job.threads)
         team.line_up()
         return milliseconds
 
-    series = sample_pairs(sample, sample_reference, job.protocol, job.protocol["seed"] + job.process, agree=team.agree)
+    series = sample_pairs(sample, sample_reference, job.protocol, seed, agree=team.agree)
     ranks = team.gather(series.samples_ms)
     if ranks:
         series.samples_ms = [max(times) for times in zip(*ranks, strict=True)]
@@ -128,15 +137,16 @@ def _series(job: Job, call: CoreCall, device: Cpu, workload: Workload, given: Te
     return found
 
 
-def _reference(job: Job, workload: Workload, given: Tensors) -> tuple[CoreCall | None, str | None]:
-    """The yardstick on the same inputs, or why there is none."""
+def _reference(job: Job, problem: Solved, seed: int) -> tuple[Watch | None, str | None]:
+    """The yardstick on the same problem, or why there is none."""
     try:
-        reference = make(registry.read(Path(job.reference)), workload, given, job.device)
+        workload = Workload.from_dict(job.workload)
+        call = make(registry.read(Path(job.reference)), workload, problem.inputs, job.device, Solo())
         with registry.third_party():
-            reference()
+            call()
     except Unsupported as error:
         return None, str(error)
-    return reference, None
+    return Watch(call, problem, Solo(), seed), None
 
 
 def _peak_rss() -> int:

@@ -20,6 +20,7 @@ class Solved:
 
     rows: positions of the queries (for a module: tokens) that truth knows `out` and `lse` of; None: of all.
     may_leak: boolean, as `out`, True where a NaN that should not be there is no error; None: nowhere.
+    held: how many tokens this is about, where it is not about all of the inputs'.
     """
 
     inputs: Tensors
@@ -27,6 +28,19 @@ class Solved:
     budget: Tensors
     rows: Tensor | None = None
     may_leak: Tensor | None = None
+    held: int | None = None
+
+    def whole_shape(self, name: str) -> torch.Size:
+        """Of a result with all its tokens, also where truth knows only some of them."""
+        shape = list(self.truth[name].shape)
+        if self.rows is not None and name in FORWARD:
+            shape[2 if name == "lse" else 1] = self.queries
+        return torch.Size(shape)
+
+    @property
+    def queries(self) -> int:
+        """How many there are (for a module: tokens)."""
+        return self.held if self.held is not None else self.inputs["q" if "q" in self.inputs else "x"].shape[1]
 
     def judged_part(self, name: str, x: Tensor) -> Tensor:
         """Of a whole result, what truth knows."""
@@ -43,7 +57,7 @@ class Solved:
             return {name: at_tokens(name, x, kept if name in FORWARD else tokens) for name, x in tensors.items()}
 
         leak = self.may_leak[:, tokens] if self.may_leak is not None else None
-        return Solved(self.inputs, part(self.truth), part(self.budget), rows, leak)
+        return Solved(self.inputs, part(self.truth), part(self.budget), rows, leak, len(tokens))
 
 
 def at_tokens(name: str, x: Tensor, tokens: Tensor) -> Tensor:

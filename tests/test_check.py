@@ -43,7 +43,7 @@ def test_a_right_row_is_ok_and_bitwise_the_same_twice(tmp_path):
     assert (found["status"], found["reason"], found["spread"]) == ("ok", None, {})
 
 
-JITTER = "attention.n = getattr(attention, 'n', 0) + 1; return out * (1 + 1.2e-7 * (attention.n > 2))"
+JITTER = "attention.n = getattr(attention, 'n', 0) + 1; return out * (1 + 1.2e-7 * (attention.n > 3))"
 
 
 def test_two_runs_that_differ_are_wrong_unless_declared(tmp_path):
