@@ -276,4 +276,8 @@ def torch_settings() -> dict[str, Any]:
 
 def identical(one: Tensor, other: Tensor) -> bool:
     """Bit for bit, so that NaN is NaN."""
-    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+    return torch.equal(_bytes(one), _bytes(other))
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return x.as_subclass(Tensor).contiguous().flatten().view(torch.uint8)

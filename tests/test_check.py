@@ -1,6 +1,10 @@
 """bench.check and bench.cases: what a check does with a row, beyond comparing numbers."""
 
 import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -219,3 +223,85 @@ def test_the_summary_names_the_worst_case_and_the_worst_on_real_inputs():
     assert summary["real"]["float32"]["case"] == "c"
     assert summary["nan_leaks"] == ["d"]
     assert summary["spread"] == {"d": {"out": 1e-9}}
+
+
+CALLS = "attention.n = getattr(attention, 'n', 0) + 1"
+CASE = Case(BASE)
+
+
+@pytest.mark.parametrize("constants", ["", "DETERMINISTIC = False"])
+def test_a_second_call_that_is_not_right_is_wrong_also_where_runs_may_differ(constants, tmp_path):
+    found = judged(tmp_path, f"{CALLS}; return out * (1 if attention.n < 3 else torch.nan)", CASE, constants)
+    assert found["status"] == "incorrect"
+    assert re.match(r"in its second call: out has \d+ values that are not finite", found["reason"])
+
+
+def test_two_runs_are_compared_with_the_algorithms_that_are_timed(tmp_path):
+    """Poison comes with torch's deterministic algorithms, which are others."""
+    line = "out = out if torch.are_deterministic_algorithms_enabled() else out * (1 + 1e-7 * torch.rand(1)); return out"
+    assert judged(tmp_path, line, CASE)["reason"].startswith("two runs on the same inputs differ: out by up to ")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_what_torch_was_set_to_is_what_it_is_afterwards(before, tmp_path):
+    torch.use_deterministic_algorithms(before)
+    try:
+        judged(tmp_path, "return out", CASE)
+        assert torch.are_deterministic_algorithms_enabled() is before
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+SETTINGS = {
+    "torch.set_flush_denormal(True)": "denormal numbers from True to False",
+    "torch.set_float32_matmul_precision('high')": "float32 matmul precision from highest to high",
+    "torch.backends.cuda.enable_math_sdp(False)": "plain attention from True to False",
+    "torch.set_num_threads(3)": "threads from 1 to 3",
+}
+
+
+@pytest.mark.parametrize("line", SETTINGS)
+def test_settings_of_torch_that_stay_changed_are_wrong(line, tmp_path):
+    try:
+        found = judged(tmp_path, f"{line}; return out", CASE)
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.enable_math_sdp(True)
+        torch.set_num_threads(1)
+    assert found["reason"] == f"it changed torch's settings: {SETTINGS[line]}"
+
+
+def test_memory_beside_the_inputs_is_not_to_be_written_to(tmp_path):
+    line = "x = q.detach(); x.as_strided((1,), (1,), x.storage_offset() + x.shape[-1]).fill_(0); return out"
+    found = judged(tmp_path, line, Case(replace(BASE, pass_="forward"), "strided"))
+    assert found["reason"] == "memory beside its inputs (q) was written to"
+
+
+def test_a_result_is_a_tensor_and_not_something_that_acts_as_one(tmp_path):
+    line = "return out.as_subclass(type('Lazy', (torch.Tensor,), {}))"
+    assert judged(tmp_path, line, CASE)["reason"].startswith("out is a Lazy, not a torch.Tensor")
+
+
+def test_the_result_of_the_first_call_is_the_callers_too(tmp_path):
+    """Two buffers that take turns are still two too few."""
+    line = (
+        f"{CALLS}; kept = attention.__dict__.setdefault(attention.n % 3, torch.empty_like(out)); "
+        "return kept.copy_(out.detach()) + 0 * out if out.requires_grad else kept.copy_(out)"
+    )
+    found = judged(tmp_path, line, Case(Workload(1, 33, 2, 2, 16, "float32", "full", "forward")))
+    assert found["reason"] == "on other inputs in the same buffers: out of a call before was overwritten"
+
+
+def test_a_thread_that_python_does_not_know_of_is_seen_at_work(tmp_path):
+    line = "import _thread; _thread.start_new_thread(lambda: [x for x in iter(float, 1)], ()); return out"
+    code = f"""
+import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
+import torch; torch.set_num_threads(1)
+from pathlib import Path
+import test_check
+print(test_check.judged(Path({str(tmp_path)!r}), {line!r}, test_check.CASE)["reason"])
+"""
+    asked = [sys.executable, "-c", code]
+    said = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert re.match(r"still at work after it returned: \d+ ms of a processor in 20 ms in which nobody called", said)
