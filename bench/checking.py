@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,40 +29,61 @@ def check(
 
     only: a regular expression that the names of cases match.
 
-    Returns `status`, `reason` (with the case and the error), and `cases`.
+    Returns `status`, `reason` (with the case and the error), `summary`, `cases` (where a worker fell, those until
+    then, the last with the status of the whole), and `no_ranks`, why numbers of ranks cannot be had here.
+
+    Raises:
+        Damaged: kept cases or real inputs are not what was written.
     """
     implementation = registry.read(path)
-    report: dict[str, Any] = {"implementation": implementation.name, "kind": implementation.kind}
-    if implementation.fault:
-        return {**report, "status": "unsupported", "reason": implementation.fault, "cases": []}
-    if identity["device"] not in implementation.devices:
-        reason = f"device {identity['device']} is not among {', '.join(implementation.devices)}"
-        return {**report, "status": "unsupported", "reason": reason, "cases": []}
+    refused = implementation.fault
+    if not refused and identity["device"] not in implementation.devices:
+        refused = f"device {identity['device']} is not among {', '.join(implementation.devices)}"
+    if refused:
+        return _report(implementation, {"status": "unsupported", "reason": refused})
+    job = _job(implementation, params, identity, workloads, only)
     sizes = CHECKED_WORLD_SIZES if implementation.kind == "ring" else (1,)
     found: list[dict[str, Any]] = []
+    no_ranks: dict[str, str] = {}
     with steps(f"check {implementation.name}", len(sizes)) as progress:
         for world_size in sizes:
-            if no_ranks := machine.why_no_ranks(identity, world_size):
-                progress.step(f"unsupported: {no_ranks}")
-                continue
-            result = _run(implementation, params, identity, world_size, workloads, only)
+            result = _run(job, implementation.kind, params, identity, world_size)
             found += result.get("cases", [])
-            progress.step(_summary(result))
-            if result["status"] != "ok":
-                return {**report, "status": result["status"], "reason": result["reason"], "cases": found}
-    return {**report, **_conclusion(found), "summary": summary(found), "cases": found}
+            progress.step(_outcome(result))
+            if result["status"] == "unsupported":
+                no_ranks[str(world_size)] = result["reason"]
+            elif result["status"] != "ok":
+                return _report(implementation, result, found, no_ranks)
+    return _report(implementation, _conclusion(found, no_ranks), found, no_ranks)
+
+
+def _report(
+    implementation: registry.Implementation,
+    outcome: dict[str, Any],
+    found: Sequence[dict[str, Any]] = (),
+    no_ranks: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    return {
+        "implementation": implementation.name,
+        "kind": implementation.kind,
+        "status": outcome["status"],
+        "reason": outcome["reason"],
+        "summary": summary(found),
+        "no_ranks": no_ranks or {},
+        "cases": list(found),
+    }
 
 
 def verdict(report: dict[str, Any]) -> dict[str, Any]:
     """What bench stages depend on: status and reason, the failed cases by name, no figure."""
     failed = [one["case"] for one in report["cases"] if one["status"] == "incorrect"]
     reason = report["reason"]
-    if failed:
+    if report["status"] == "incorrect":
         reason = f"wrong in {len(failed)} of {len(report['cases'])} cases, the first {failed[0]}"
     return {"status": report["status"], "reason": reason, "failed": failed}
 
 
-def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What people ask first of a row's cases.
 
     worst: the case and tensor nearest to its budget. real: worst error on real inputs, by dtype.
@@ -87,47 +112,76 @@ def _worst(one: dict[str, Any]) -> dict[str, Any]:
     return {**found, "max_abs_error": one["max_abs_error"][tensor]}
 
 
-def _run(
+def _job(
     implementation: registry.Implementation,
     params: Params,
     identity: dict[str, Any],
-    world_size: int,
     workloads: Sequence[Workload],
     only: str,
-) -> dict[str, Any]:
-    job = asdict(
-        CheckJob(
-            implementation=str(implementation.path),
-            device=identity["device"],
-            threads=machine.threads_per_rank(identity["threads"], world_size),
-            seed=params.protocol.seed,
-            world_size=world_size,
-            workloads=[workload.as_dict() for workload in workloads],
-            truths=truths.kept_cases(params, implementation.kind),
-            real=truths.real_inputs(),
-            only=only,
-        )
+) -> CheckJob:
+    """On one rank, with all threads."""
+    real, no_real = truths.real_inputs()
+    if no_real:
+        print(no_real, file=sys.stderr)
+    return CheckJob(
+        implementation=str(implementation.path),
+        device=identity["device"],
+        threads=identity["threads"],
+        seed=params.protocol.seed,
+        world_size=1,
+        workloads=[workload.as_dict() for workload in workloads],
+        truths=truths.kept_cases(params, implementation.kind),
+        real=real,
+        only=only,
+        no_real=no_real,
     )
+
+
+def _run(job: CheckJob, kind: str, params: Params, identity: dict[str, Any], world_size: int) -> dict[str, Any]:
+    """The cases of one number of ranks; `unsupported` where that many cannot be had here."""
+    no_ranks = machine.why_no_ranks(identity, world_size)
+    if no_ranks:
+        return {"status": "unsupported", "reason": no_ranks}
     limits: dict[str, Any] = {
         "deadline_s": params.protocol.deadline_s * _DEADLINE_FACTOR,
         "memory_bytes": worker.memory_limit(params.protocol.memory_limit_gib),
     }
-    if implementation.kind == "ring":
-        return next(launch.run("check", [job], world_size, **limits))
-    return worker.isolated("check", job, **limits)
+    threads = machine.threads_per_rank(identity["threads"], world_size)
+    with tempfile.NamedTemporaryFile(prefix="attn-bench-", suffix=".jsonl") as so_far:
+        fields = asdict(replace(job, world_size=world_size, threads=threads, so_far=so_far.name))
+        if kind == "ring":
+            result = next(launch.run("check", [fields], world_size, **limits))
+        else:
+            result = worker.isolated("check", fields, **limits)
+        return result if result["status"] == "ok" else _unfinished(result, Path(so_far.name))
 
 
-def _conclusion(found: list[dict[str, Any]]) -> dict[str, Any]:
+def _unfinished(result: dict[str, Any], so_far: Path) -> dict[str, Any]:
+    """Of a worker that fell: the cases it told of; the one that it was at has its status, and is in its reason."""
+    cases: dict[str, dict[str, Any]] = {}
+    for line in so_far.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):  # the last line, where it died while it wrote
+            one = json.loads(line)
+            cases[one["case"]] = one
+    reason = result["reason"]
+    for name in (name for name, one in cases.items() if "status" not in one and name not in reason):
+        reason += f", in case {name}"
+    fallen = {"status": result["status"], "reason": reason}
+    return {**fallen, "cases": [{**one, **({} if "status" in one else fallen)} for one in cases.values()]}
+
+
+def _conclusion(found: list[dict[str, Any]], no_ranks: dict[str, str]) -> dict[str, Any]:
     wrong = [one for one in found if one["status"] == "incorrect"]
     if wrong:
         shown = "; ".join(f"{one['case']}: {one['reason']}" for one in wrong[:_SHOWN])
         return {"status": "incorrect", "reason": f"wrong in {len(wrong)} of {len(found)} cases: {shown}"}
     if all(one["status"] in ("unsupported", "not_measured") for one in found):
-        return {"status": "unsupported", "reason": found[0]["reason"] if found else "no case fits what it declares"}
+        reasons = [*(one["reason"] for one in found), *no_ranks.values(), "no case fits what it declares"]
+        return {"status": "unsupported", "reason": reasons[0]}
     return {"status": "ok", "reason": None}
 
 
-def _summary(result: dict[str, Any]) -> str:
+def _outcome(result: dict[str, Any]) -> str:
     if result["status"] != "ok":
         return f"{result['status']}: {result['reason']}"
     statuses = [one["status"] for one in result["cases"]]

@@ -33,7 +33,8 @@ class CheckJob:
     """What a worker must know to check an implementation on some of its cases.
 
     truths: a folder with the solved cases of its kind, or nothing. real: the file of real inputs. only: a regular
-    expression that the names of its cases match (`workloads` are judged all).
+    expression that the names of its cases match (`workloads` are judged all). no_real: why there are no real inputs.
+    so_far: a file that takes each case as it begins and as it ends, a line of JSON, for whoever outlives the worker.
     """
 
     implementation: str
@@ -45,3 +46,5 @@ class CheckJob:
     truths: str = ""
     real: str = REAL
     only: str = ""
+    no_real: str = "no real inputs: `dvc repro capture`"
+    so_far: str = ""

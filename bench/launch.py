@@ -123,9 +123,13 @@ class _Launch:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         raised = [line for line in lines if _RAISED.match(line)]
         cause = [line for line in raised if not _CONSEQUENCE.search(line)] or raised
+        exit_code = self.process.returncode
+        if not list(self.folder.glob("ready-*")):  # nothing of the row was loaded: it is not to blame
+            said = cause[0] if cause else " ".join(line for line in lines if any(map(str.isalpha, line)))
+            reason = f"{self.world_size} ranks could not be started here (exit code {exit_code}): {said[:300]}"
+            return {"status": "unsupported", "reason": reason}
         said = cause[0] if cause else f"a rank was killed or exited; last output: {lines[-1] if lines else 'none'}"
         status = status_of(RuntimeError(said))["status"]
-        exit_code = self.process.returncode
         return {"status": status, "reason": f"{self.world_size} ranks ended with exit code {exit_code}: {said[:300]}"}
 
 

@@ -24,6 +24,7 @@ def main(folder: Path) -> None:
     faulthandler.dump_traceback_later(asked["deadline_s"] + 1, exit=True)
     team = Ranks(asked["world_size"], asked["jobs"][0]["device"], asked["deadline_s"])
     write_text(folder / f"rank-{os.getpid()}.txt", "\n".join([str(os.getpid()), *_shared_memory()]))
+    write_text(folder / f"ready-{team.rank}", "")  # all ranks have found each other; from here on the row is at fault
     run = task(asked["task"])
     for index, job in enumerate(asked["jobs"]):
         faulthandler.dump_traceback_later(asked["deadline_s"] + 1, exit=True)  # a rank's own deadline

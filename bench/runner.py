@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attn import registry
-from bench import closure, launch, machine, records, roofline, stats, store, worker
+from bench import closure, kept, launch, machine, records, roofline, stats, store, worker
 from bench.files import read_json
 from bench.grid import Cell, Params, cells
 from bench.jobs import Job
@@ -68,7 +68,12 @@ HARNESS = tuple(closure.ROOT / "bench" / f"{name}.py" for name in ("runner", "me
 
 
 def run(campaign: Campaign) -> list[Record]:
-    """Measure every cell that can be, in random order, each in several processes."""
+    """Measure every cell that can be, in random order, each in several processes.
+
+    Raises:
+        Damaged: a file of the oracle is not what was written.
+    """
+    kept.refuse_damaged(campaign.oracle, f"oracle_{campaign.family}@{campaign.grid}")
     todo = cells(campaign.params, campaign.family, campaign.implementation, campaign.grid)
     known = {cell.key: reason for cell in todo if (reason := _why_not(campaign, cell))}
     results: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -117,14 +122,14 @@ def _results(
     """Kept ones first; then cells in random order, alone or by launches of ranks."""
     rest, dead, kept_before = [], set(), campaign.store
     for cell, process in jobs:
-        kept = kept_before.get(cell.key, process)
-        if kept is None:
+        result = kept_before.get(cell.key, process)
+        if result is None:
             rest.append((cell, process))
             continue
         progress.step(f"{cell.key} kept from before")
-        if kept["status"] != "ok":
+        if result["status"] != "ok":
             dead.add(cell.key)
-        yield cell, kept
+        yield cell, result
     random.Random(campaign.params.protocol.seed).shuffle(rest)
     runner = _in_launches if campaign.family == "ring" else _one_by_one
     for cell, process, result in runner(campaign, rest, dead):

@@ -5,14 +5,13 @@ And those of the named cases, which every check of a kind uses.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from bench import closure, machine, worker
-from bench.files import read_json, write_json
+from bench import closure, kept, machine, worker
+from bench.files import write_json
 from bench.grid import Params
 from bench.jobs import REAL
 from bench.progress import steps
@@ -42,6 +41,7 @@ def write_all(params: Params, family: str, grid: str, folder: Path) -> None:
                 write_json(path.with_suffix(".json"), result)
                 print(f"{workload.key}: {result['status']}: {result['reason']}", file=sys.stderr)
             progress.step(workload.key)
+    kept.write_index(folder)
 
 
 def write_cases(params: Params, kind: str) -> None:
@@ -49,7 +49,9 @@ def write_cases(params: Params, kind: str) -> None:
 
     Raises:
         RuntimeError: it could not be done, with the worker's status and reason.
+        Damaged: the real inputs are not what was captured.
     """
+    kept.refuse_damaged(Path(REAL).parent, "capture")
     folder = CASES / kind
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -59,27 +61,50 @@ def write_cases(params: Params, kind: str) -> None:
     result = worker.isolated("solve_cases", job, deadline_s=DEADLINE_S, memory_bytes=limit)
     if result["status"] != "ok":
         raise RuntimeError(f"the cases of kind {kind}: {result['status']}: {result['reason']}")
-    write_json(folder / "index.json", _made_from(params.protocol.seed))
+    kept.write_index(folder, **_made_from(params.protocol.seed))
 
 
 def kept_cases(params: Params, kind: str) -> str:
-    """The folder of the solved cases of a kind, or nothing where it is not there or of another seed or code."""
-    folder = CASES / ("core" if kind == "ring" else kind)
-    index = folder / "index.json"
-    if index.exists() and read_json(index) == _made_from(params.protocol.seed):
-        return str(folder.resolve())
-    return ""
+    """The folder of the solved cases of a kind; nothing where it is not there, or of another seed or code.
+
+    Raises:
+        Damaged: one of its files is not what was written.
+    """
+    kind = "core" if kind == "ring" else kind
+    folder = CASES / kind
+    if not folder.exists():
+        return ""
+    index, wanted = kept.read_index(folder), _made_from(params.protocol.seed)
+    if {name: index.get(name) for name in wanted} != wanted:
+        print(f"{folder} is of another seed or code, or incomplete: its cases are solved anew", file=sys.stderr)
+        return ""
+    kept.refuse_damaged(folder, f"cases@{kind}")
+    return str(folder.resolve())
 
 
-def real_inputs() -> str:
-    """The file of real inputs; made first, in a folder that git ignores, where the stage `capture` has not run."""
-    if Path(REAL).exists():
-        return REAL
-    if not CAPTURED.exists():
-        result = worker.isolated("capture_into", {"path": str(CAPTURED)}, deadline_s=300)
+def real_inputs() -> tuple[str, str]:
+    """The file of real inputs, and, where there is none, why.
+
+    Where the stage `capture` has not run, they are caught here, into a folder that git ignores.
+
+    Raises:
+        Damaged: what the stage wrote is no longer what it was.
+    """
+    if _captured(Path(REAL)):
+        kept.refuse_damaged(Path(REAL).parent, "capture")
+        return str(Path(REAL).resolve()), ""
+    path = CAPTURED.resolve()
+    if not _captured(path) or kept.first_damaged(path.parent):
+        path.unlink(missing_ok=True)
+        result = worker.isolated("capture_into", {"path": str(path)}, deadline_s=300)
         if result["status"] != "ok":
-            print(f"no real inputs: {result['reason']}", file=sys.stderr)
-    return str(CAPTURED)
+            return str(path), f"no real inputs: {result['reason']}"
+    return str(path), ""
+
+
+def _captured(path: Path) -> bool:
+    """Whether the file is there, with its digest beside it."""
+    return path.name in kept.read_index(path.parent).get("files", {})
 
 
 def _made_from(seed: int) -> dict[str, Any]:
@@ -87,5 +112,5 @@ def _made_from(seed: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "code": closure.fingerprint(closure.ROOT / "bench" / "cases.py"),
-        "real": hashlib.sha256(real.read_bytes()).hexdigest() if real.exists() else None,
+        "real": kept.digest(real) if real.exists() else None,
     }

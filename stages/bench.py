@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from bench import grid, guard, records, runner
+from bench import grid, guard, kept, records, runner
 from bench.files import read_json
 
 
@@ -27,6 +27,9 @@ def main(family: str, machine: str, name: str, grid_name: str) -> int:
     except KeyboardInterrupt:
         print("interrupted; what was measured is kept, run `dvc repro` to go on", file=sys.stderr)
         return 130
+    except kept.Damaged as error:
+        print(error, file=sys.stderr)
+        return 1
     records.write(records.bench_path(results, name, grid_name), measured)
     runner.finish(campaign)
     return 0

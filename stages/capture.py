@@ -1,15 +1,23 @@
 """Stage `capture`: q, k, v and weights of a trained model's attention, into data/real/minilm.safetensors."""
 
+import sys
 from pathlib import Path
 
+from attn.contract import Unsupported
 from bench import capture, guard
+from bench.jobs import REAL
 
 
-def main() -> None:
-    """Written whole or not at all."""
+def main() -> int:
+    """Written whole or not at all; exit 1, in a sentence, where the model is not installed."""
     guard.die_with_dvc()
-    capture.capture(Path("data/real/minilm.safetensors"))
+    try:
+        capture.capture(Path(REAL))
+    except Unsupported as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,19 +4,25 @@ import sys
 from pathlib import Path
 
 from attn import registry
-from bench import checking, grid, guard, records
+from bench import checking, grid, guard, kept, records
 from bench.files import read_json, write_json
 
 
-def main(machine: str, name: str) -> None:
-    """A report with figures, and a verdict without any."""
+def main(machine: str, name: str) -> int:
+    """A report with figures, and a verdict without any; exit 1, in a sentence, where what it reads is damaged."""
     guard.die_with_dvc()
     results = Path("results") / machine
-    report = checking.check(registry.IMPL_DIR / f"{name}.py", grid.load(), read_json(results / "machine.json"))
+    identity = read_json(results / "machine.json")
+    try:
+        report = checking.check(registry.IMPL_DIR / f"{name}.py", grid.load(), identity)
+    except kept.Damaged as error:
+        print(error, file=sys.stderr)
+        return 1
     write_json(records.check_path(results, name), report)
     write_json(records.verdict_path(results, name), checking.verdict(report))
     print(f"{name}: {report['status']}{': ' + report['reason'] if report['reason'] else ''}")
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))
