@@ -15,7 +15,7 @@ from torch import Tensor
 from attn.contract import Dtype, MaskKind, Workload
 from attn.registry import Implementation
 from bench import oracle, solved
-from bench.jobs import CHECKED_WORLD_SIZES, REAL
+from bench.jobs import CHECKED_WORLD_SIZES, REAL, shown_against_ranks
 from bench.solved import Solved, Tensors
 
 ODD_LENGTHS = (1, 2, 31, 63, 65, 97, 127, 251, 513, 1000)  # 2, 31, 97, 127 and 251 are prime
@@ -71,9 +71,7 @@ def cases(implementation: Implementation) -> list[Case]:
 
 
 def _compared(case: Case) -> bool:
-    """Whether a ring's errors in this case are shown against the number of ranks."""
-    w = case.workload
-    return (w.seq_len, case.variant) == (513, "normal") and w.dtype != "float16" and w.backward
+    return shown_against_ranks({**case.workload.as_dict(), "variant": case.variant})
 
 
 def solve(case: Case, kind: str, seed: int, folder: Path | None = None, real: Path = Path(REAL)) -> Solved:

@@ -56,10 +56,7 @@ def check(params: Params, asked: Namespace) -> int:
 
     implementation = _implementation(asked.implementation)
     workloads = _grid(params, asked.grid).workloads() if asked.grid else []
-    try:
-        re.compile(asked.only)
-    except re.error as error:
-        raise BadInput(f"--only {asked.only}: not a regular expression: {error}") from None
+    _only(implementation, asked.only, any_grid=bool(workloads))
     report = checking.check(implementation.path, params, machine.identity(params), workloads, asked.only)
     if asked.json:
         print(json.dumps(report, indent=1))
@@ -97,7 +94,7 @@ def run(params: Params, asked: Namespace) -> int:
             scratch=Path(scratch) / "cells",
         )
         truths.write_all(params, family, asked.grid, campaign.oracle)
-        measured = runner.run(campaign)
+        measured = tables.explained(runner.run(campaign), reports)
     if asked.json:
         print(json.dumps([record.model_dump() for record in measured], indent=1))
     else:
@@ -210,6 +207,21 @@ def _grid(params: Params, name: str) -> grids.Grid:
     return params.grids[name]
 
 
+def _only(implementation: Implementation, only: str, *, any_grid: bool) -> None:
+    """Refuse what is no regular expression, and what leaves nothing to judge."""
+    from bench import cases
+
+    try:
+        pattern = re.compile(only)
+    except re.error as error:
+        raise BadInput(f"--only {only}: not a regular expression: {error}") from None
+    if implementation.fault or not only or any_grid:
+        return
+    names = [case.name for case in cases.cases(implementation)]
+    if names and not any(map(pattern.search, names)):
+        raise BadInput(f"--only {only}: matches none of the {len(names)} cases, the first is {names[0]}")
+
+
 def _listed(one: Implementation, device: str, in_params: bool) -> dict[str, Any]:
     return {
         "implementation": one.name,
@@ -243,7 +255,8 @@ def _verdict_in_words(report: dict[str, Any]) -> str:
     lines = [f"{report['implementation']}: {report['status']} ({counts})"]
     if report["reason"]:
         lines.append(report["reason"])
-    summary = report.get("summary") or {"worst": None, "real": {}, "nan_leaks": [], "spread": {}}
+    lines += check_tables.not_judged(report)
+    summary = report["summary"]
     if summary["worst"]:
         lines.append(f"worst error (of its budget): {check_tables.worst(summary['worst'])}, {summary['worst']['case']}")
     lines += [f"on real inputs, {dtype}: {check_tables.worst(found)}" for dtype, found in summary["real"].items()]

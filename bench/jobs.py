@@ -9,6 +9,12 @@ CHECKED_WORLD_SIZES = (1, 2, 4, 8)  # on which rings are checked; on 8 only a fe
 REAL = "data/real/minilm.safetensors"  # what the stage `capture` writes
 
 
+def shown_against_ranks(case: dict[str, Any]) -> bool:
+    """Of a workload's fields and `variant`: whether its errors are shown against the number of ranks."""
+    w, dtypes = case, ("float32", "bfloat16")
+    return (w["seq_len"], w["variant"], w["pass"]) == (513, "normal", "forward_backward") and w["dtype"] in dtypes
+
+
 @dataclass(frozen=True)
 class Job:
     """All that a worker must know to measure a cell in one process.

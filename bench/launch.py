@@ -124,9 +124,9 @@ class _Launch:
         raised = [line for line in lines if _RAISED.match(line)]
         cause = [line for line in raised if not _CONSEQUENCE.search(line)] or raised
         exit_code = self.process.returncode
-        if not list(self.folder.glob("ready-*")):  # nothing of the row was loaded: it is not to blame
-            said = cause[0] if cause else " ".join(line for line in lines if any(map(str.isalpha, line)))
-            reason = f"{self.world_size} ranks could not be started here (exit code {exit_code}): {said[:300]}"
+        if not raised and not list(self.folder.glob("ready-*")):  # the row was not loaded yet: it is not to blame
+            said = " ".join(line for line in lines if any(map(str.isalpha, line)))[:300]
+            reason = f"{self.world_size} ranks could not be started here (exit code {exit_code}): {said or 'no word'}"
             return {"status": "unsupported", "reason": reason}
         said = cause[0] if cause else f"a rank was killed or exited; last output: {lines[-1] if lines else 'none'}"
         status = status_of(RuntimeError(said))["status"]

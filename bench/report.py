@@ -22,7 +22,7 @@ Budgets: docs/how-we-judge.md; timing: docs/how-we-measure.md."""
 
 
 def load(params: Params, results: Path) -> list[Record]:
-    """Every record that params.yaml asks for, in its order.
+    """Every record that params.yaml asks for, in its order, explained by the check reports.
 
     Raises:
         FileNotFoundError: nothing was measured at all, or the machine is not known.
@@ -37,7 +37,7 @@ def load(params: Params, results: Path) -> list[Record]:
     for name in ("machine.json", "ceiling.json"):
         if not (results / name).exists():
             raise FileNotFoundError(f"{results}: no {name}; run `make bench` to finish")
-    return found
+    return tables.explained(found, checked(params, results))
 
 
 def missing(params: Params, results: Path) -> list[str]:

@@ -204,45 +204,48 @@ def _outcome(result: dict[str, Any]) -> str:
 def _record(
     campaign: Campaign, cell: Cell, known: tuple[records.Status, str] | None, results: list[dict[str, Any]]
 ) -> Record:
-    threads = campaign.identity["threads"]
+    identity = campaign.identity
     common: dict[str, Any] = {
         "implementation": cell.implementation,
         "family": cell.family,
         "grid": cell.grid,
         "workload": cell.workload.as_dict(),
         "world_size": cell.world_size,
-        "threads": machine.threads_per_rank(threads, cell.world_size),
-        "oversubscribed": campaign.identity["device"] == "cpu" and cell.world_size > campaign.identity["cpu_count"],
+        "threads": machine.threads_per_rank(identity["threads"], cell.world_size),
+        "oversubscribed": identity["device"] == "cpu" and cell.world_size > identity["cpu_count"],
         "reference": campaign.params.reference_of(cell.family),
     }
     if known:
         return Record(**common, status=known[0], reason=known[1])
     failed = next((result for result in results if result["status"] != "ok"), None)
-    if failed:
-        judged = failed.get("after") or failed.get("before") or {}
-        return Record(
-            **common,
-            status=failed["status"],
-            reason=failed["reason"],
-            max_abs_error=judged.get("max_abs_error", {}),
-            over_budget=judged.get("over_budget", {}),
-        )
+    outcome = _failed(failed) if failed else _measured(campaign, cell, results, oversubscribed=common["oversubscribed"])
+    return Record(**common, **outcome)
+
+
+def _failed(result: dict[str, Any]) -> dict[str, Any]:
+    """Of the first process that failed: status, reason, and what was judged."""
+    judged = result.get("after") or result.get("before") or {}
+    errors = {field: judged.get(field, {}) for field in ("max_abs_error", "over_budget")}
+    return {"status": result["status"], "reason": result["reason"], **errors}
+
+
+def _measured(campaign: Campaign, cell: Cell, results: list[dict[str, Any]], *, oversubscribed: bool) -> dict[str, Any]:
+    """Of processes that all went well: figures, errors, and every sample."""
     first = next(result for result in results if "backend" in result)  # memory is measured in one process
-    not_compared = _not_compared(campaign, cell, results, oversubscribed=common["oversubscribed"])
-    return Record(
-        **common,
-        status="ok",
-        reason=None,
-        backend=first["backend"],
-        max_abs_error=_worst(results, "max_abs_error"),
-        over_budget=_worst(results, "over_budget"),
-        sampled=results[0]["before"]["sampled"],
-        figures=_figures(cell, results, first, compared=not_compared is None),
-        not_compared=not_compared,
-        processes=results,
-        state=machine.state(),
-        measured_at=datetime.now(UTC).strftime("%Y%m%d_%H%M%S"),
-    )
+    not_compared = _not_compared(campaign, cell, results, oversubscribed=oversubscribed)
+    return {
+        "status": "ok",
+        "reason": None,
+        "backend": first["backend"],
+        "max_abs_error": _worst(results, "max_abs_error"),
+        "over_budget": _worst(results, "over_budget"),
+        "sampled": results[0]["before"]["sampled"],
+        "figures": _figures(cell, results, first, compared=not_compared is None),
+        "not_compared": not_compared,
+        "processes": results,
+        "state": machine.state(),
+        "measured_at": datetime.now(UTC).strftime("%Y%m%d_%H%M%S"),
+    }
 
 
 def _not_compared(campaign: Campaign, cell: Cell, results: list[dict[str, Any]], *, oversubscribed: bool) -> str | None:

@@ -33,46 +33,32 @@ def seed_table(records: list[Record], device: str, references: Iterable[str]) ->
     return "\n".join(lines) + "\n"
 
 
+def explained(records: list[Record], reports: dict[str, check_tables.Report]) -> list[Record]:
+    """Records, those of wrong rows with the error in the case that they name.
+
+    A record has it from the verdict, which holds no figure so that none re-runs a measurement; the check report does.
+    """
+    found = []
+    for record in records:
+        report = reports.get(record.implementation)
+        case, error = check_tables.first_error(report) if report else ("", "")
+        named = record.status == "incorrect" and case and (record.reason or "").endswith(f"the first {case}")
+        found.append(record.model_copy(update={"reason": f"{record.reason}: {error}"}) if named else record)
+    return found
+
+
 def grid_table(records: list[Record], ceiling: dict[str, Any], reports: dict[str, check_tables.Report]) -> str:
     """One line a cell: time and relative time with intervals, share of the ceiling, error, memory, backend.
 
     `reports`: check reports by row, for its error on real inputs.
     """
-    axes = _varying(records)
-    ring = any(record.family == "ring" for record in records)
-    headers = ["implementation", *axes, *(["ranks"] if ring else []), "time ms", f"/ {records[0].reference}"]
-    headers += [
-        "first ms",
-        "TFLOP/s",
-        "of ceiling",
-        "error (of budget)",
-        "on real inputs",
-        "MiB net",
-        "MiB",
-        *(["sent MiB"] if ring else []),
-        "backend",
-    ]
-    rows = [
-        [
-            record.implementation,
-            *(record.workload[axis] for axis in axes),
-            *([_ranks(record)] if ring else []),
-            *_cells(
-                record,
-                ceiling,
-                check_tables.on_real_inputs(reports.get(record.implementation), record.workload["dtype"]),
-                ring=ring,
-            ),
-        ]
-        for record in records
-    ]
-    table = tabulate(
-        rows,
-        headers,
-        tablefmt="simple",
-        disable_numparse=True,
-        colalign=("left", *["right"] * (len(headers) - 2), "left"),
-    )
+    axes, family = _varying(records), records[0].family
+    ranks, sent = (["ranks"], ["sent MiB"]) if family == "ring" else ([], [])
+    headers = ["implementation", *axes, *ranks, "time ms", f"/ {records[0].reference}", "first ms", "TFLOP/s"]
+    headers += ["of ceiling", "error (of budget)", "on real inputs", "MiB net", "MiB", *sent, "backend"]
+    align = ("left", *["right"] * (len(headers) - 2), "left")
+    rows = [[*_head(record, axes), *_cells(record, ceiling, reports)] for record in records]
+    table = tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=align)
     return "\n".join([table, "", *_fixed_axes(records[0], axes), *_notes(records)]) + "\n"
 
 
@@ -169,8 +155,11 @@ def _not_compared(records: list[Record]) -> list[str]:
     return [f"- {r.implementation} {where(r)}: not compared, {r.not_compared}" for r in rows]
 
 
-def _ranks(record: Record) -> str:
-    return f"{record.world_size}*" if record.oversubscribed else str(record.world_size)
+def _head(record: Record, axes: list[str]) -> list[Any]:
+    """Row, axes, and for a ring its ranks."""
+    ranks = f"{record.world_size}*" if record.oversubscribed else str(record.world_size)
+    shown = [record.implementation, *(record.workload[axis] for axis in axes)]
+    return [*shown, ranks] if record.family == "ring" else shown
 
 
 def _varying(records: list[Record]) -> list[str]:
@@ -192,40 +181,21 @@ def _fixed_axes(record: Record, varying: list[str]) -> list[str]:
     return lines
 
 
-def _cells(record: Record, ceiling: dict[str, Any], real: str, *, ring: bool) -> list[str]:
-    f = record.figures
+def _cells(record: Record, ceiling: dict[str, Any], reports: dict[str, check_tables.Report]) -> list[str]:
+    """Of one record, from `time ms` on."""
+    f, dtype = record.figures, record.workload["dtype"]
     worst = "-"
     if record.over_budget:
         name = max(record.over_budget, key=lambda tensor: record.over_budget[tensor])
         worst = f"{name} {record.max_abs_error[name]:.1e} ({record.over_budget[name]:.2f})"
-    if f is None:
-        return [
-            f"{CROSS} {record.status}",
-            "-",
-            "-",
-            "-",
-            "-",
-            worst,
-            real,
-            "-",
-            "-",
-            *(["-"] if ring else []),
-            record.backend or "-",
-        ]
-    peak = peak_tflops(ceiling, record.workload["dtype"])
-    return [
-        interval(f.time_ms),
-        interval(f.relative_time),
-        _short(f.first_call_ms),
-        _short(f.tflops),
-        f"{100 * f.tflops / peak:.0f} %",
-        worst,
-        real,
-        f"{f.peak_mib:.1f}",
-        f"{f.peak_with_inputs_mib:.1f}",
-        *([f"{(f.payload_bytes or 0) / 2**20:.1f}"] if ring else []),
-        record.backend or "-",
-    ]
+    errors = [worst, check_tables.on_real_inputs(reports.get(record.implementation), dtype)]
+    times = [f"{CROSS} {record.status}", *["-"] * 4]
+    memory, sent = ["-", "-"], "-"
+    if f:
+        share = f"{100 * f.tflops / peak_tflops(ceiling, dtype):.0f} %"
+        times = [interval(f.time_ms), interval(f.relative_time), _short(f.first_call_ms), _short(f.tflops), share]
+        memory, sent = [f"{f.peak_mib:.1f}", f"{f.peak_with_inputs_mib:.1f}"], f"{(f.payload_bytes or 0) / 2**20:.1f}"
+    return [*times, *errors, *memory, *([sent] if record.family == "ring" else []), record.backend or "-"]
 
 
 def _ratios(records: list[Record]) -> dict[tuple[str, str, str], list[float]]:

@@ -103,6 +103,10 @@ def test_without_results_a_command_says_what_to_do(said, command):
         (["table", "sead"], list(grid.load(PARAMS).grids)),
         (["check", "improved", "--grid", "sead"], list(grid.load(PARAMS).grids)),
         (["check", "improved", "--only", "(s513"], ["not a regular expression"]),
+        (
+            ["check", "improved", "--only", "no such case"],
+            ["matches none of the ", "the first is b01_h02_s000001_"],
+        ),
         (["run", "improved", "--grid", "sead"], list(grid.load(PARAMS).grids)),
         (["check", "improvd"], list(registry.find())),
         (["run", "improvd", "--grid", "seed"], list(registry.find())),
@@ -207,6 +211,15 @@ def test_gate_passes_where_all_is_well_and_names_what_is_not(said, folder):
     code, out, _ = said("gate")
     assert code == 1
     assert out.startswith("sdpa backward: no record of b01_h08_s000512_d064_float32_causal_forward_backward, 1 ranks\n")
+
+
+def test_gate_tells_of_a_wrong_row_its_case_and_error(said, folder):
+    results = measured(folder, failed(status="incorrect", reason="wrong in 1 of 9 cases, the first b01"))
+    one = {"case": "b01", "status": "incorrect", "reason": "out is off by 2.0"}
+    write_json(records.check_path(results, "standard"), {"cases": [one]})
+    code, out, _ = said("gate")
+    assert code == 1
+    assert ": incorrect: wrong in 1 of 9 cases, the first b01: out is off by 2.0\n" in out
 
 
 def test_publish_copies_once_and_replaces_only_when_told_to(said, folder):

@@ -224,10 +224,17 @@ def test_a_wrong_row_is_incorrect_with_its_case_and_error_and_gets_no_time(fault
     for g in ("seed", "scaling"):
         for record in json.loads(repo.read(f"results/local/bench/wrong-{g}.json")):
             assert (record["status"], record["figures"], record["processes"]) == ("incorrect", None, [])
-            assert re.match(r"wrong in \d of \d cases, the first b01_h02_s000001_", record["reason"])
+            assert re.fullmatch(r"wrong in \d of \d cases, the first b01_h02_s000001_\S+", record["reason"])
     seed = repo.read("results/local/seed.txt")
     assert len(re.findall(r"^\| wrong .*\| N/A +\| N/A +\| N/A +\| ✗", seed, re.MULTILINE)) == 2, seed
-    assert len(re.findall(r"^✗ wrong .*: incorrect: wrong in", seed, re.MULTILINE)) == 2, seed
+    told = r"wrong .*: incorrect: wrong in \d of \d cases, the first b01_h02_s000001_\S+: out is off by \S+ at row "
+    texts = {"seed.txt": 2, "tables/core-seed.txt": 2, "tables/core-scaling.txt": 2, "report.md": 6}
+    for name, cells in texts.items():
+        text = repo.read(f"results/local/{name}")
+        assert len(re.findall(f"^✗ {told}", text, re.MULTILINE)) == cells, text
+    assert len(re.findall(f"^{told}", repo.bench("gate").stdout, re.MULTILINE)) == 4
+    verdict = repo.read("results/local/check/wrong.verdict.json")
+    assert "off by" not in verdict, "a figure that moves would measure again"
 
 
 def test_the_gate_fails_on_a_wrong_row_and_passes_without_one(faulty: tuple[Repo, Ran], finished: Finished) -> None:

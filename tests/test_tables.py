@@ -62,6 +62,20 @@ def test_every_cross_is_explained_below_the_table(status):
         }
 
 
+def test_a_wrong_row_is_explained_by_the_check_report_and_no_other_is():
+    wrong = failed(status="incorrect", reason="wrong in 1 of 2 cases, the first b")
+    later = failed(status="incorrect", reason="after timing, on fresh inputs: out is off by 3")
+    cases = [{"case": "a", "status": "ok", "reason": None}]
+    cases += [{"case": "b", "status": "incorrect", "reason": "out is off by 2; lse is off"}]
+    reports = {"standard": {"cases": cases}}
+    found = tables.explained([wrong, later, record(), failed()], reports)
+    assert [one.reason for one in found] == [
+        "wrong in 1 of 2 cases, the first b: out is off by 2", later.reason, None, "it fell over",
+    ]  # fmt: skip
+    assert tables.explained([wrong], {}) == [wrong]
+    assert tables.explained([wrong], {"standard": {"cases": cases[:1]}}) == [wrong]
+
+
 def test_a_row_without_figures_shows_none():
     row = cells_of(tables.seed_table([failed()], "cpu", REFERENCES))[1]
     assert row == ["standard", "1", "512", "8", "N/A", "N/A", "N/A", "✗"]
