@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from attn import registry
 from attn.contract import Workload
-from bench import cases, check, checking, grid, oracle, truths
+from bench import cases, check, checking, grid, kept, oracle, truths
 from bench.cases import Case
 from bench.jobs import CheckJob
 from bench.judge import judge
@@ -60,6 +60,15 @@ def test_a_row_that_says_so_may_differ_and_how_far_is_recorded(tmp_path):
     found = judged(tmp_path, JITTER, Case(BASE), "DETERMINISTIC = False")
     assert found["reason"] is None
     assert 0 < found["spread"]["out"] < 1e-5
+
+
+def test_a_gradient_that_is_none_is_wrong_also_where_it_should_be_zero(tmp_path):
+    zero = Case(replace(BASE, softmax_scale=0.0))
+    cut = "standard.attention(q.detach(), k.detach(), v, softmax_scale=softmax_scale, mask=mask)"
+    found = judged(tmp_path, f"return {cut}", zero)
+    assert found["status"] == "incorrect"
+    assert found["reason"].startswith("dq was not returned; dk was not returned")
+    assert judged(tmp_path, f"return {cut} + 0 * (q.sum() + k.sum())", zero)["status"] == "ok"
 
 
 def test_an_output_that_changes_after_the_call_is_wrong(tmp_path, monkeypatch):
@@ -194,9 +203,9 @@ def test_the_index_of_kept_cases_names_seed_code_and_real_inputs(tmp_path, monke
     monkeypatch.setattr(truths, "CASES", tmp_path)
     assert truths.kept_cases(params, "core") == ""
     (tmp_path / "core").mkdir()
-    truths.write_json(tmp_path / "core" / "index.json", truths._made_from(params.protocol.seed))
+    kept.write_index(tmp_path / "core", **truths._made_from(params.protocol.seed))
     assert truths.kept_cases(params, "ring") == str(tmp_path / "core")
-    truths.write_json(tmp_path / "core" / "index.json", truths._made_from(params.protocol.seed + 1))
+    kept.write_index(tmp_path / "core", **truths._made_from(params.protocol.seed + 1))
     assert truths.kept_cases(params, "core") == ""
 
 
