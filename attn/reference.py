@@ -4,6 +4,8 @@
     dV = P^T dO    dP = dO V^T    dS = P * (dP - rowsum(dO * out))    dQ = scale dS K    dK = scale dS^T Q
 
 Source: Vaswani et al. 2017 (arXiv 1706.03762); the backward as in Dao et al. 2022 (arXiv 2205.14135, B.2).
+`naive` is the same as who does not know that writes it: sums over keys one after another, divided by the sum of
+weights after the product with v, and autograd through all of it, the maximum too.
 Rows that a mask empties are defined: out 0, lse -inf, gradients 0.
 """
 
@@ -29,19 +31,23 @@ def plain_attention(
     mask: Mask,
     shake: Shake | None = None,
     rows: Tensor | None = None,
+    naive: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Attention as written above, every product in the dtype of the inputs, shapes as in `attn.contract`.
 
     Returns `out` (as q) and `lse` (float32; float64 for float64), differentiable in `out`. `shake` moves
-    `out` and `lse` as the backward is handed them, as rounding does (for error budgets). With `rows`
-    (positions of queries, 1-d integers) both are of those queries only.
+    `out` and `lse` as the backward is handed them, as rounding does (for error budgets); where it is `naive`
+    there is nothing handed. With `rows` (positions of queries, 1-d integers) both are of those queries only.
     """
     group = q.shape[2] // k.shape[2]
     allowed = mask.allowed(q.shape[1], k.shape[1], q.device, rows)
     q = q if rows is None else q[:, rows]
     k, v = (x.repeat_interleave(group, dim=2) if group > 1 else x for x in (k, v))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out, lse = _Plain.apply(q, k, v, softmax_scale, allowed, shake)
+    if naive:
+        out, lse = _naive(q, k, v, softmax_scale, allowed)
+    else:
+        out, lse = _Plain.apply(q, k, v, softmax_scale, allowed, shake)
     return out.transpose(1, 2), lse
 
 
@@ -56,6 +62,7 @@ def plain_module(
     mask: Mask,
     shake: Shake | None = None,
     rows: Tensor | None = None,
+    naive: bool = False,
 ) -> Tensor:
     """Multi-head attention with its four projections, no bias, scale head_dim ** -0.5.
 
@@ -64,8 +71,37 @@ def plain_module(
     """
     head_dim = wq.shape[0] // n_heads
     q, k, v = ((x @ w.T).unflatten(-1, (-1, head_dim)) for w in (wq, wk, wv))
-    out, _ = plain_attention(q, k, v, softmax_scale=head_dim**-0.5, mask=mask, shake=shake, rows=rows)
+    out, _ = plain_attention(q, k, v, softmax_scale=head_dim**-0.5, mask=mask, shake=shake, rows=rows, naive=naive)
     return out.flatten(-2) @ wo.T
+
+
+def _naive(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """As `_Plain`. The maximum is differentiated too: its gradient is 0, but for rounding.
+
+    Products have the values of `_key_by_key` and the gradients of torch's own.
+    """
+    scores = q @ k.mT * softmax_scale
+    empty = None if allowed is None else ~allowed.any(-1)[:, None]
+    if allowed is not None and empty is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf).masked_fill(empty, 0.0)
+    largest = scores.amax(-1, keepdim=True)
+    weights = (scores - largest).exp()
+    product, total = weights @ v, weights.sum(-1, keepdim=True)
+    by_key = _key_by_key(weights.detach(), v.detach())
+    out = (product + (by_key[..., :-1] - product).detach()) / (total + (by_key[..., -1:] - total).detach())
+    lse = (largest.detach().float() + by_key[..., -1:].log())[..., 0]
+    if empty is None:
+        return out.to(q.dtype), lse
+    return out.to(q.dtype).masked_fill(empty, 0.0), lse.masked_fill(empty[:, 0], -torch.inf)
+
+
+def _key_by_key(weights: Tensor, v: Tensor) -> Tensor:
+    """The product, and in a last column the sums of weights: one key after another in float32, the longest chain."""
+    with_ones = torch.cat((v, torch.ones_like(v[..., :1])), -1).float()
+    total = with_ones.new_zeros((*weights.shape[:-1], with_ones.shape[-1]))
+    for weight, value in zip(weights.float().unbind(-1), with_ones.unbind(-2), strict=True):
+        total.addcmul_(weight[..., None], value[..., None, :])
+    return total
 
 
 class _Plain(torch.autograd.Function):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench import calls
-from bench.solved import Solved, Tensors, at_tokens
+from bench.solved import Solved, Tensors, at_tokens, by_head
 
 if TYPE_CHECKING:
     from bench.team import Team
@@ -46,6 +46,9 @@ def judge(results: Tensors, solved: Solved, dtype: str, held: Sequence[Tensor] =
     if len(held) > 1:
         parts = [_one(_part(results, tokens), solved.of_tokens(tokens), dtype, " whole") for tokens in held]
         verdict = _together(parts)
+        if verdict.right:  # of heads only the whole can tell
+            whole = _one(results, solved, dtype)
+            verdict = replace(verdict, right=whole.right, reason=whole.reason, over_budget=whole.over_budget)
     else:
         verdict = _one(results, solved, dtype)
     if solved.rows is None:
@@ -73,7 +76,12 @@ def _one(results: Tensors, solved: Solved, dtype: str, how: str = "") -> Verdict
             got, leaked = torch.where(leak, truth, got), leaked or bool(leak.any())
         reason = _not_finite(name, got, truth)
         if reason is None and truth.numel():
-            errors[name], ratios[name], reason = _compare(name, got, truth, solved.budget[tensor])
+            error = torch.where((got == truth) | truth.isnan(), 0.0, (got - truth).abs())
+            errors[name], budget = float(error.max()), solved.budget[tensor]
+            ratios[name], reason = _over_rows(name, error if name == "lse" else error.amax(-1), budget)
+            if tensor in solved.rms:
+                share, on_the_whole = _over_heads(name, error / budget[..., None], float(solved.rms[tensor]))
+                ratios[name], reason = max(ratios[name], share), reason or on_the_whole
         if reason:
             reasons.append(reason)
     return Verdict(not reasons, "; ".join(reasons) or None, errors, ratios, leaked=leaked)
@@ -148,20 +156,27 @@ def _not_finite(name: str, got: Tensor, truth: Tensor) -> str | None:
     return f"{words}: {float(got[first]):g} at {first}, not {float(truth[first]):g}"
 
 
-def _compare(name: str, got: Tensor, truth: Tensor, budget: Tensor) -> tuple[float, float, str | None]:
-    error = torch.where((got == truth) | truth.isnan(), 0.0, (got - truth).abs())
-    if error.ndim > budget.ndim:
-        error = error.amax(-1)
+def _over_rows(name: str, error: Tensor, budget: Tensor) -> tuple[float, str | None]:
+    """The largest share that an error has of its row's budget, and a reason where it is more than all."""
     ratio = error / budget
     worst = float(ratio.max())
     if worst <= 1.0:
-        return float(error.max()), worst, None
+        return worst, None
     row = tuple(int(i) for i in torch.unravel_index(ratio.argmax(), ratio.shape))
-    reason = (
+    return worst, (
         f"{name} is off by {float(error[row]):.2e} at row {row}, {worst:.3g} times the budget of "
         f"{float(budget[row]):.2e} ({int((ratio > 1).sum())} of {ratio.numel()} rows over)"
     )
-    return float(error.max()), worst, reason
+
+
+def _over_heads(name: str, ratio: Tensor, allowed: float) -> tuple[float, str | None]:
+    """The same of the root mean square of a head; ratio: every error as a share of its row's budget."""
+    heads = by_head(ratio) / allowed
+    worst = float(heads.max())
+    if worst <= 1.0:
+        return worst, None
+    where = f" in head {int(heads.argmax())}" if heads.ndim else ""
+    return worst, f"{name} is off on the whole{where}: {worst:.3g} times what the root mean square of its errors may be"
 
 
 def _words(shape: torch.Size, dtype: torch.dtype) -> str:

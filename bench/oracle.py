@@ -32,7 +32,7 @@ from torch import Tensor
 from attn import reference
 from attn.contract import Mask, Workload
 from bench import solved
-from bench.solved import Solved, Tensors
+from bench.solved import Solved, Tensors, by_head
 
 FORWARD_ROUNDINGS = 3
 BACKWARD_ROUNDINGS = 16  # the gradient of a row that sees few keys hangs on one number, which 3 draws may leave small
@@ -73,11 +73,11 @@ def inputs(kind: str, workload: Workload, seed: int) -> Tensors:
 
 
 def solve(kind: str, workload: Workload, given: Tensors, seed: int = 0) -> Solved:
-    """Truth and budget for given inputs."""
+    """Truth and budgets for given inputs."""
     rows = sampled_rows(kind, workload)
     truth = _plain(kind, workload, _double(given), rows)
-    ulps = {name: _ulp(x, name, workload) for name, x in truth.items()}
-    rounding = dict(ulps)
+    rounding = {name: _ulp(_largest(name, x), name, workload) for name, x in truth.items()}
+    ulps = dict(rounding)
     for draw in range(BACKWARD_ROUNDINGS if workload.backward else FORWARD_ROUNDINGS):
         moved = _plain(kind, workload, *_shaken(given, workload, seed, draw, rows))
         for name, ulp in ulps.items():
@@ -86,12 +86,33 @@ def solve(kind: str, workload: Workload, given: Tensors, seed: int = 0) -> Solve
         rounding["lse"] = F.max_pool1d(rounding["lse"], NEAR, stride=1, padding=NEAR // 2)
     pool = {name: "gradients" if name.startswith("d") else name for name in truth}
     worst = dict.fromkeys(pool.values(), 0.0)
+    rms = dict.fromkeys(truth.keys() - {"lse"}, 0.0)
     for baseline in _baselines(kind, workload, given, seed, rows):
+        error = {name: baseline[name].double() - x for name, x in truth.items()}
         for name in truth:
-            ratio = _largest(name, baseline[name].double() - truth[name]) / rounding[name]
-            worst[pool[name]] = max(worst[pool[name]], float(ratio.max()))
+            worst[pool[name]] = max(worst[pool[name]], float((_largest(name, error[name]) / rounding[name]).max()))
+        rms = {name: max(x, _rms(error[name], rounding[name])) for name, x in rms.items()}
     budget = {name: 2.0 * (1.0 + worst[pool[name]]) * x for name, x in rounding.items()}
-    return Solved(given, truth, budget, rows)
+    at_best = _rms_at_best(kind, workload, given, seed, truth, rounding, rows)
+    rms = {name: 2.0 * (x + at_best[name]) / (2.0 * (1.0 + worst[pool[name]])) for name, x in rms.items()}
+    return Solved(given, truth, budget, {name: torch.tensor(x, dtype=torch.float64) for name, x in rms.items()}, rows)
+
+
+def _rms_at_best(
+    kind: str, w: Workload, given: Tensors, seed: int, truth: Tensors, rounding: Tensors, rows: Tensor | None
+) -> dict[str, float]:
+    """What none avoids: a tensor's own rounding and, in gradients, that of the `out` and `lse` they are made of."""
+    handed = dict.fromkeys(truth.keys() - {"lse"}, 0.0)
+    for draw in range(FORWARD_ROUNDINGS if w.backward else 0):
+        moved = _plain(kind, w, _double(given), rows, _shaken(given, w, seed, draw, rows)[2])
+        handed = {name: max(x, _rms(moved[name] - truth[name], rounding[name])) for name, x in handed.items()}
+    own = {name: _rms(_ulp(truth[name].abs(), name, w) * 12**-0.5, rounding[name]) for name in handed}
+    return {name: x + own[name] for name, x in handed.items()}
+
+
+def _rms(error: Tensor, rounding: Tensor) -> float:
+    """Of error / rounding, in the head where it is largest; what is not finite counts as nothing here."""
+    return float(by_head((error / rounding[..., None]).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)).max())
 
 
 def sampled_rows(kind: str, w: Workload) -> Tensor | None:
@@ -120,15 +141,20 @@ def write(path: Path, kind: str, workload: Workload, seed: int) -> None:
 
 
 def _plain(
-    kind: str, w: Workload, given: Tensors, rows: Tensor | None, shake: reference.Shake | None = None
+    kind: str,
+    w: Workload,
+    given: Tensors,
+    rows: Tensor | None,
+    shake: reference.Shake | None = None,
+    naive: bool = False,
 ) -> Tensors:
     """The plain functions of attn.reference, in the dtype that is given; gradients named d + input."""
+    how: dict[str, Any] = {"mask": Mask(w.mask), "shake": shake, "naive": naive}
     if kind == "module":
-        return _differentiated(w, given, rows, partial(_module, w, shake))
+        return _differentiated(w, given, rows, partial(_module, how | {"n_heads": w.n_heads}))
+    how["softmax_scale"] = w.softmax_scale
     pieces = [
-        _differentiated(
-            piece, {n: x[b : b + 1, :, heads[n]] for n, x in given.items()}, rows, partial(_core, piece, shake)
-        )
+        _differentiated(piece, {n: x[b : b + 1, :, heads[n]] for n, x in given.items()}, rows, partial(_core, how))
         for b in range(w.batch)
         for piece, heads in _one_kv_head_each(w)
     ]
@@ -150,15 +176,13 @@ def _together(name: str, pieces: list[Tensor], w: Workload) -> Tensor:
     return torch.cat(by_batch)
 
 
-def _core(w: Workload, shake: reference.Shake | None, leaves: Tensors, rows: Tensor | None) -> Tensors:
-    out, lse = reference.plain_attention(
-        **leaves, softmax_scale=w.softmax_scale, mask=Mask(w.mask), shake=shake, rows=rows
-    )
+def _core(how: dict[str, Any], leaves: Tensors, rows: Tensor | None) -> Tensors:
+    out, lse = reference.plain_attention(**how | leaves, rows=rows)
     return {"out": out, "lse": lse}
 
 
-def _module(w: Workload, shake: reference.Shake | None, leaves: Tensors, rows: Tensor | None) -> Tensors:
-    return {"out": reference.plain_module(**leaves, n_heads=w.n_heads, mask=Mask(w.mask), shake=shake, rows=rows)}
+def _module(how: dict[str, Any], leaves: Tensors, rows: Tensor | None) -> Tensors:
+    return {"out": reference.plain_module(**how | leaves, rows=rows)}
 
 
 def _differentiated(
@@ -174,19 +198,38 @@ def _differentiated(
 
 
 def _baselines(kind: str, w: Workload, given: Tensors, seed: int, rows: Tensor | None) -> Iterator[Tensors]:
-    """Plain attention in the row's dtype, its sums taken in several orders: what is exact by luck in one is not in all.
+    """Plain attention in the row's dtype, in two formulations, its sums taken in several orders.
 
-    head_dim is permuted (embed_dim for a module), which changes nothing in exact arithmetic.
+    What is exact by luck in one is not in all. head_dim is permuted (embed_dim of a module) and, where every query
+    sees every key, the keys (tokens of a module), which changes nothing in exact arithmetic.
     """
-    width = w.embed_dim if kind == "module" else w.head_dim
     pooled = w.batch * w.n_heads * w.seq_len
     for run in range(min(MAX_RUNS, max(MIN_RUNS, -(-ROWS_WANTED // pooled)))):
-        order = torch.randperm(width, generator=_generator(w.key, seed, run, "order")) if run else torch.arange(width)
-        permuted = ("x", "wq", "wk", "wv") if kind == "module" else tuple(given)
-        back = torch.argsort(order)
-        results = _plain(kind, w, {n: x[..., order] if n in permuted else x for n, x in given.items()}, rows)
-        undone = tuple(f"d{n}" for n in permuted) + (() if kind == "module" else ("out",))
-        yield {name: x[..., back] if name in undone else x for name, x in results.items()}
+        width, keys = _orders(kind, w, seed, run, rows)
+        changed = {name: _in_order(kind, name, x, width, keys) for name, x in given.items()}
+        back = torch.argsort(width), None if keys is None else torch.argsort(keys)
+        for naive in (False, True):
+            results = _plain(kind, w, changed, rows, naive=naive)
+            yield {name: _in_order(kind, name, x, *back) for name, x in results.items()}
+
+
+def _orders(kind: str, w: Workload, seed: int, run: int, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Of the last dimension, and of the keys where none matters (None: as they are); the first run changes nothing."""
+    width, generator = w.embed_dim if kind == "module" else w.head_dim, _generator(w.key, seed, run, "order")
+    if run == 0:
+        return torch.arange(width), None
+    order = torch.randperm(width, generator=generator)
+    stays = w.mask == "causal" or (kind == "module" and rows is not None)
+    return order, None if stays else torch.randperm(w.kv_seq_len, generator=generator)
+
+
+def _in_order(kind: str, name: str, x: Tensor, width: Tensor, keys: Tensor | None) -> Tensor:
+    """An input, a result or a gradient, with head_dim (embed_dim) and keys (tokens) in another order."""
+    tensor = name.removeprefix("d")
+    if tensor in (("x", "wq", "wk", "wv") if kind == "module" else ("q", "k", "v", "out")):
+        x = x[..., width]
+    turns = keys is not None and tensor in (("x", "out") if kind == "module" else ("k", "v"))
+    return x[:, keys] if turns else x
 
 
 def _shaken(
@@ -209,11 +252,11 @@ def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
     return torch.randint(0, 2, shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1)
 
 
-def _ulp(truth: Tensor, name: str, w: Workload) -> Tensor:
-    """One unit in the last place of a row's largest element."""
+def _ulp(magnitude: Tensor, name: str, w: Workload) -> Tensor:
+    """One unit in the last place of numbers of this size (lse of no keys is as 0)."""
     info = _info(name, w)
-    largest = _largest(name, truth).clamp_min(info.smallest_normal)
-    return info.eps * torch.exp2(torch.floor(torch.log2(largest)))
+    finite = magnitude.nan_to_num(posinf=0.0).clamp_min(info.smallest_normal)
+    return info.eps * torch.exp2(torch.floor(torch.log2(finite)))
 
 
 def _info(name: str, w: Workload) -> torch.finfo:

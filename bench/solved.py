@@ -18,6 +18,8 @@ FORWARD = ("out", "lse")  # what exists for the judged rows only; gradients are 
 class Solved:
     """Inputs of a workload, with their truth (float64) and budgets (float64, one a row).
 
+    rms: the largest root mean square that error / budget may have over one head of a tensor (`by_head`); not of `lse`,
+    whose every number has its own budget.
     rows: positions of the queries (for a module: tokens) that truth knows `out` and `lse` of; None: of all.
     may_leak: boolean, as `out`, True where a NaN that should not be there is no error; None: nowhere.
     held: how many tokens this is about, where it is not about all of the inputs'.
@@ -26,6 +28,7 @@ class Solved:
     inputs: Tensors
     truth: Tensors
     budget: Tensors
+    rms: Tensors
     rows: Tensor | None = None
     may_leak: Tensor | None = None
     held: int | None = None
@@ -47,7 +50,10 @@ class Solved:
         return x if self.rows is None or name not in FORWARD else at_tokens(name, x, self.rows)
 
     def of_tokens(self, tokens: Tensor) -> Solved:
-        """The same problem as seen by who holds only some tokens (1-d positions)."""
+        """The same problem as seen by who holds only some tokens (1-d positions).
+
+        Without `rms`, which is of whole heads: some tokens have larger errors than others, for their budget.
+        """
         kept, rows = tokens, None
         if self.rows is not None:
             kept = torch.isin(self.rows, tokens).nonzero().flatten()
@@ -57,7 +63,8 @@ class Solved:
             return {name: at_tokens(name, x, kept if name in FORWARD else tokens) for name, x in tensors.items()}
 
         leak = self.may_leak[:, tokens] if self.may_leak is not None else None
-        return Solved(self.inputs, part(self.truth), part(self.budget), rows, leak, len(tokens))
+        changes = {"truth": part(self.truth), "budget": part(self.budget), "rms": {}}
+        return replace(self, **changes, rows=rows, may_leak=leak, held=len(tokens))
 
 
 def at_tokens(name: str, x: Tensor, tokens: Tensor) -> Tensor:
@@ -65,9 +72,14 @@ def at_tokens(name: str, x: Tensor, tokens: Tensor) -> Tensor:
     return x[..., tokens] if name == "lse" else x[:, tokens]
 
 
+def by_head(ratio: Tensor) -> Tensor:
+    """Root mean square over each head; over all there is of a module's tensors, which have no heads."""
+    return ratio.square().mean([dim for dim in range(ratio.ndim) if (dim, ratio.ndim) != (2, 4)]).sqrt()
+
+
 def write(path: Path, solved: Solved) -> None:
     """The file appears whole or not at all."""
-    parts = {"inputs": solved.inputs, "truth": solved.truth, "budget": solved.budget}
+    parts = {"inputs": solved.inputs, "truth": solved.truth, "budget": solved.budget, "rms": solved.rms}
     if solved.rows is not None:
         parts["rows"] = {"out": solved.rows}
     tensors = {f"{part}.{name}": x.contiguous() for part, found in parts.items() for name, x in found.items()}
@@ -79,12 +91,12 @@ def write(path: Path, solved: Solved) -> None:
 
 def read(path: Path) -> Solved:
     """What `write` stored."""
-    parts: dict[str, Tensors] = {"inputs": {}, "truth": {}, "budget": {}, "rows": {}}
+    parts: dict[str, Tensors] = {"inputs": {}, "truth": {}, "budget": {}, "rms": {}, "rows": {}}
     with safe_open(path, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118  # no dict: it cannot be iterated
             part, _, name = key.partition(".")
             parts[part][name] = file.get_tensor(key)
-    return Solved(parts["inputs"], parts["truth"], parts["budget"], parts["rows"].get("out"))
+    return Solved(parts["inputs"], parts["truth"], parts["budget"], parts["rms"], parts["rows"].get("out"))
 
 
 def mirrored(kind: str, solved: Solved, mask: str) -> Solved:
