@@ -85,7 +85,9 @@ class CoreCall:
     def refill(self, given: Tensors) -> None:
         """Put other values into the same buffers, past torch's count of changes: nothing but the values tells."""
         for name, x in self.held_inputs(given).items():
-            self.buffers[name].data.copy_(x)
+            held = self.buffers[name].data
+            once = tuple(slice(None if stride else 1) for stride in held.stride())  # what is expanded is there once
+            held[once].copy_(x[once])
 
     def held_inputs(self, given: Tensors) -> Tensors:
         """What the buffers take of given inputs, on the device."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -22,7 +22,9 @@ ODD_LENGTHS = (1, 2, 31, 63, 65, 97, 127, 251, 513, 1000)  # 2, 31, 97, 127 and 
 HEAD_DIMS = (16, 32, 40, 80, 96, 128, 256)
 DTYPE_ORDER: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 MASK_ORDER: tuple[MaskKind, ...] = ("full", "causal")
+SLOW_LENGTH = 200  # forward only in float16: a CPU without such products takes seconds
 REAL_LAYERS = (0, 1)  # one whose logits reach 79, one where a token takes a quarter of all attention
+_Word = TypeVar("_Word", bound=str)
 _BASE = Workload(1, 127, 2, 2, 64, "float32", "causal", "forward_backward")
 
 
@@ -51,23 +53,42 @@ class Case:
 
     def placed(self, name: str, x: Tensor) -> Tensor:
         """The same values, in memory as this case has them."""
-        place = _PLACED.get(self.variant, {}).get(name)
+        place = (_PLACED | _PLACED_DOUT).get(self.variant, {}).get(name)
         return place(x) if place else x
 
 
 def cases(implementation: Implementation) -> list[Case]:
     """All cases that fit what an implementation declares; rings on each of the checked numbers of ranks.
 
-    Where it has no gradients, the same cases forward only. On more than 4 ranks only what is shown against
-    the number of ranks.
+    Where it has no gradients, or not the dtype or mask of a case, the same in what it has. On more than 4 ranks
+    only what is shown against the number of ranks.
     """
-    made = list(all_cases(implementation.kind))
-    if not implementation.backward:
-        made = list(dict.fromkeys(replace(c, workload=replace(c.workload, pass_="forward")) for c in made))
+    made = list(dict.fromkeys(_moved(case, implementation) for case in all_cases(implementation.kind)))
     fitting = [case for case in made if not implementation.why_not(case.workload, implementation.devices[0])]
     if implementation.kind != "ring":
         return fitting
     return [replace(case, world_size=n) for n in CHECKED_WORLD_SIZES for case in fitting if n <= 4 or _compared(case)]
+
+
+def _moved(case: Case, implementation: Implementation) -> Case:
+    """The case in what an implementation declares: none of what hurts is left out for a dtype or mask that it lacks.
+
+    Such cases are not among the kept ones unless they are of `all_cases` too: they are solved as they are checked.
+    Stays what it is, and is left out: what would overflow in float16, or is about a dout where there is none.
+    """
+    w = case.workload
+    dtype = w.dtype if w.dtype in implementation.dtypes else _first(DTYPE_ORDER, implementation.dtypes)
+    mask = w.mask if w.mask in implementation.masks else _first(MASK_ORDER, implementation.masks)
+    slow = dtype == "float16" and max(w.seq_len, w.kv_seq_len) > SLOW_LENGTH
+    pass_ = w.pass_ if implementation.backward and not slow else "forward"
+    overflows = dtype == "float16" and case.variant == "values-1e4"
+    if overflows or (pass_ == "forward" and case.variant in _PLACED_DOUT):
+        return case
+    return replace(case, workload=replace(w, dtype=dtype, mask=mask, pass_=pass_))
+
+
+def _first(order: tuple[_Word, ...], declared: tuple[str, ...]) -> _Word:
+    return next(word for word in order if word in declared)
 
 
 def _compared(case: Case) -> bool:
@@ -115,20 +136,26 @@ def all_cases(kind: str) -> Iterator[Case]:
         slow = dtype == "float16"
         real = Workload(1, 512, 12, 12, 32, dtype, "full", "forward" if slow else "forward_backward")
         yield from (Case(real, f"real-layer-{layer}") for layer in REAL_LAYERS)
-    if kind == "module":
-        yield from (Case(replace(_BASE, dtype=dtype, pass_="forward"), "nan-x") for dtype in DTYPE_ORDER[:2])
-        return
     for dtype in DTYPE_ORDER[:2]:
-        yield from _hurting(replace(_BASE, dtype=dtype))
-    yield from _covering()
-    yield Case(replace(_BASE, kv_seq_len=65))  # the first queries see no key
-    yield Case(replace(_BASE, kv_seq_len=65, dtype="bfloat16", pass_="forward"))
+        base = replace(_BASE, dtype=dtype)
+        yield from (Case(base, variant) for variant in ("huge-row", *_PLACED))
+        yield Case(replace(base, seq_len=128, kv_seq_len=128), "dout-expanded")
+        if kind == "module":
+            yield Case(replace(base, pass_="forward"), "nan-x")
+            yield Case(replace(base, pass_="forward", batch=2), "nan-x-last")
+        else:
+            yield from _hurting(base)
+    if kind != "module":
+        yield from _covering()
+        yield from _in_float16()
+        yield Case(replace(_BASE, kv_seq_len=65))  # the first queries see no key
+        yield Case(replace(_BASE, kv_seq_len=65, dtype="bfloat16", pass_="forward"))
 
 
 def _lengths(kind: str) -> Iterator[Case]:
     for dtype in DTYPE_ORDER:
         for length in ODD_LENGTHS if kind != "ring" else (1, 3, 127, 513):
-            slow = dtype == "float16" and length > 200  # a CPU without such products takes seconds
+            slow = dtype == "float16" and length > SLOW_LENGTH
             sized = replace(_BASE, dtype=dtype, seq_len=length, kv_seq_len=length)
             for mask in MASK_ORDER:
                 yield Case(replace(sized, mask=mask, pass_="forward" if slow else "forward_backward"))
@@ -150,16 +177,29 @@ def _shapes(kind: str) -> Iterator[Case]:
 def _hurting(base: Workload) -> Iterator[Case]:
     for scale in (0.3, 1e-6, 0.0):
         yield Case(replace(base, softmax_scale=scale))
-    for variant in ("huge-row", "equal-rows", "one-hot", "values-1e-6", *_PLACED):
+    for variant in ("equal-rows", "one-hot", "values-1e-6"):
         yield Case(base, variant)
-    # logits of 1e8 would hang on how products round in bfloat16: there the scale makes up for the values
-    yield Case(base if base.dtype == "float32" else replace(base, softmax_scale=1e-9), "values-1e4")
+    # logits of 1e8 hang on how products round, and gradients on nothing else: there the scale makes up for the values
+    yield Case(replace(base, softmax_scale=1e-9), "values-1e4")
+    if base.dtype == "float32":
+        yield Case(replace(base, pass_="forward"), "values-1e4")
     yield from (Case(replace(base, pass_="forward"), variant) for variant in _PLACED)
     for mask in MASK_ORDER:
         yield Case(replace(base, mask=mask, seq_len=65))
         yield Case(replace(base, mask=mask, seq_len=300, kv_seq_len=520, pass_="forward"))
         for name in "qkv":
             yield Case(replace(base, mask=mask, seq_len=97, kv_seq_len=97, pass_="forward"), f"nan-{name}")
+    grouped = replace(base, batch=2, seq_len=65, kv_seq_len=65, n_heads=4, n_kv_heads=2, pass_="forward")
+    yield from (Case(grouped, f"nan-{name}-last") for name in "qkv")
+
+
+def _in_float16() -> Iterator[Case]:
+    """What hurts, where numbers end at 65504."""
+    base = replace(_BASE, dtype="float16")
+    yield from (Case(base, variant) for variant in ("huge-row", "one-hot", "strided", "last-stride-2"))
+    yield Case(replace(base, softmax_scale=0.3))
+    yield Case(replace(base, n_heads=4, n_kv_heads=2))
+    yield Case(replace(base, batch=3, n_heads=3, n_kv_heads=1, seq_len=65))
 
 
 def _covering() -> Iterator[Case]:
@@ -177,10 +217,16 @@ def _covering() -> Iterator[Case]:
 
 
 def _huge_row(given: Tensors) -> Tensors:
-    """One query whose logits overflow a naive exponential."""
-    q = given["q"].clone()
-    q[:, q.shape[1] // 2] *= 100
-    return {**given, "q": q}
+    """One query (of a module: token) whose logits overflow a naive exponential."""
+    name = "q" if "q" in given else "x"
+    huge = given[name].clone()
+    huge[:, huge.shape[1] // 2] *= 100
+    return {**given, name: huge}
+
+
+def _ones(given: Tensors) -> Tensors:
+    """The dout that out.sum().backward() makes."""
+    return {**given, "dout": torch.ones_like(given["dout"])}
 
 
 def _equal_rows(given: Tensors) -> Tensors:
@@ -206,6 +252,7 @@ _VALUES: dict[str, Callable[[Tensors], Tensors]] = {
     "one-hot": _one_hot,
     "values-1e4": _times(1e4),
     "values-1e-6": _times(1e-6),
+    "dout-expanded": _ones,
 }
 
 
@@ -217,12 +264,13 @@ def _strided(x: Tensor) -> Tensor:
 
 
 def _sliced(x: Tensor) -> Tensor:
-    """Tokens out of the middle of a longer sequence that is stored heads first."""
-    batch, seq_len, n_heads, head_dim = x.shape
-    longer = torch.full((batch, n_heads, seq_len + 5, 2 * head_dim), torch.nan, dtype=x.dtype, device=x.device)
-    held = longer[:, :, 3:-2, :head_dim].transpose(1, 2)
-    held.copy_(x)
-    return held
+    """Tokens out of the middle of a longer sequence that is stored heads first (of a module: tokens first)."""
+    stored = x.transpose(1, 2) if x.ndim == 4 else x
+    *outer, seq_len, width = stored.shape
+    longer = torch.full((*outer, seq_len + 5, 2 * width), torch.nan, dtype=x.dtype, device=x.device)
+    held = longer[..., 3:-2, :width]
+    held.copy_(stored)
+    return held.transpose(1, 2) if x.ndim == 4 else held
 
 
 def _last_stride_2(x: Tensor) -> Tensor:
@@ -232,11 +280,18 @@ def _last_stride_2(x: Tensor) -> Tensor:
     return wide[..., ::2]
 
 
-_PLACED: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {  # each tensor in a way of its own
-    "strided": {"q": _strided, "k": _sliced, "dout": _strided},
-    "sliced": {"q": _sliced, "v": _strided, "dout": _sliced},
-    "last-stride-2": dict.fromkeys(("q", "k", "v", "dout"), _last_stride_2),
+def _expanded(x: Tensor) -> Tensor:
+    """One element in memory, seen everywhere: all strides 0."""
+    return x.flatten()[:1].view([1] * x.ndim).expand_as(x)
+
+
+_Placing = dict[str, dict[str, Callable[[Tensor], Tensor]]]
+_PLACED: _Placing = {  # each tensor in a way of its own
+    "strided": {"q": _strided, "k": _sliced, "x": _strided, "dout": _strided},
+    "sliced": {"q": _sliced, "v": _strided, "x": _sliced, "dout": _sliced},
+    "last-stride-2": dict.fromkeys(("q", "k", "v", "x", "dout"), _last_stride_2),
 }
+_PLACED_DOUT: _Placing = {"dout-expanded": {"dout": _expanded}}
 
 
 def _real(case: Case, path: Path, names: list[str]) -> Tensors:
@@ -247,22 +302,26 @@ def _real(case: Case, path: Path, names: list[str]) -> Tensors:
 
 
 def _with_nan(found: Solved, case: Case) -> Solved:
-    """NaN in one element of the first head, in the middle of the sequence, and in what sees it."""
-    name, w = case.variant.removeprefix("nan-"), case.workload
-    middle, column = w.kv_seq_len // 2, 3
+    """NaN in one element in the middle of the sequence, of the first head or of the last, and in what sees it."""
+    _, name, *last = case.variant.split("-")
+    w, middle, column = case.workload, case.workload.kv_seq_len // 2, 3
+    batch = -1 if last else 0
     inputs = {**found.inputs, name: found.inputs[name].clone()}
     truth = {name: x.clone() for name, x in found.truth.items()}
-    inputs[name].view(w.batch, w.kv_seq_len, -1)[0, middle, column] = math.nan
+    by_head = inputs[name].view(w.batch, w.kv_seq_len, -1, w.head_dim)
+    by_head[batch, middle, batch, column] = math.nan
+    group = 1 if name in "qx" else w.n_heads // w.n_kv_heads
+    heads = slice(-group, None) if last else slice(0, group)
     first = middle if w.mask == "causal" or name == "q" else 0
     sees = slice(first, middle + 1 if name == "q" else None)
     leak = torch.zeros_like(truth["out"], dtype=torch.bool)
     if name == "x":  # through the output projection into every column
-        truth["out"][0, sees] = math.nan
-        leak[0, :first] = True
+        truth["out"][batch, sees] = math.nan
+        leak[batch, :first] = True
     elif name == "v":
-        truth["out"][0, sees, 0, column] = math.nan
-        leak[0, :first, 0, column] = True
+        truth["out"][batch, sees, heads, column] = math.nan
+        leak[batch, :first, heads, column] = True
     else:
-        truth["out"][0, sees, 0] = math.nan
-        truth["lse"][0, 0, sees] = math.nan
+        truth["out"][batch, sees, heads] = math.nan
+        truth["lse"][batch, heads, sees] = math.nan
     return replace(found, inputs=inputs, truth=truth, may_leak=leak)

@@ -18,7 +18,7 @@ MASKS = ("full", "causal")
 BACKWARD = True
 CROSS_LENGTH = True
 REASON = r"^d[qkv] (is off|has \d+ values that are not finite)"
-WRONG_IN = r"_forward_backward-(strided|sliced|last-stride-2)"
+WRONG_IN = r"_forward_backward-(strided|sliced|last-stride-2|dout-expanded)"
 RIGHT_IN = r"_forward(?!_backward)"
 
 
