@@ -84,6 +84,7 @@ def solve(kind: str, workload: Workload, given: Tensors, seed: int = 0) -> Solve
             rounding[name] = torch.maximum(rounding[name], _largest(name, moved[name] - truth[name]) + ulp)
     if "lse" in rounding:  # a single number a row, which few draws may leave small: as much as near it
         rounding["lse"] = F.max_pool1d(rounding["lse"], NEAR, stride=1, padding=NEAR // 2)
+        rounding["lse"] += _info("out", workload).eps / 2  # the weights that it is the sum of are of the row's dtype
     pool = {name: "gradients" if name.startswith("d") else name for name in truth}
     worst = dict.fromkeys(pool.values(), 0.0)
     rms = dict.fromkeys(truth.keys() - {"lse"}, 0.0)
@@ -107,6 +108,9 @@ def _rms_at_best(
         moved = _plain(kind, w, _double(given), rows, _shaken(given, w, seed, draw, rows)[2])
         handed = {name: max(x, _rms(moved[name] - truth[name], rounding[name])) for name, x in handed.items()}
     own = {name: _rms(_ulp(truth[name].abs(), name, w) * 12**-0.5, rounding[name]) for name in handed}
+    if "lse" in truth:  # partial results are merged by it
+        by_lse = truth["out"] * truth["lse"].mT[..., None].nan_to_num(neginf=0.0) * (_info("lse", w).eps / 2)
+        own["out"] += _rms(by_lse, rounding["out"])
     return {name: x + own[name] for name, x in handed.items()}
 
 
