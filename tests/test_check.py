@@ -171,6 +171,19 @@ def test_cases_have_names_of_their_own_and_all_that_hurts_is_among_them():
     assert any(c.workload.kv_seq_len < c.workload.seq_len for c in core)
 
 
+@pytest.mark.parametrize("changes", [{"dtypes": ("float16",)}, {"masks": ("full",)}, {"masks": ("causal",)}])
+@pytest.mark.parametrize("name", ["standard", "multihead_standard"])
+def test_a_row_that_declares_little_is_judged_on_all_that_hurts_in_what_it_declares(name, changes):
+    row = replace(registry.find()[name], **changes)
+    made = cases.cases(row)
+    assert len({case.name for case in made}) == len(made)
+    assert all(case.workload.dtype in row.dtypes and case.workload.mask in row.masks for case in made)
+    left_out = {"values-1e4"} if changes.get("dtypes") else set()  # overflows
+    assert {case.variant for case in made} == {case.variant for case in cases.all_cases(row.kind)} - left_out
+    assert {case.workload.head_dim for case in made} >= {16, 32, 40, 64, 80, 96, 128, 256}
+    assert {case.workload.batch for case in made} >= {1, 2, 3}
+
+
 def test_a_ring_is_compared_on_1_2_4_and_8_ranks_in_the_same_cases():
     ring = registry.find()["ring_v2_collective"]
     by_size: dict[int, set[str]] = {}

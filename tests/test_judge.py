@@ -117,6 +117,21 @@ def test_rows_that_see_no_key_must_be_0_with_lse_minus_infinity():
     assert "out is off" in (judge({"out": out}, truth, "float32").reason or "")
 
 
+@pytest.mark.parametrize("head", [None, 2])
+def test_what_is_within_every_row_may_be_too_much_for_a_head_and_says_which(head):
+    workload = Workload(1, 65, 4, 4, 16, "float16", "full", "forward")
+    truth = solved("core", workload, 0)
+    out = truth.truth["out"].half()
+    assert judge({"out": out}, truth, "float16").right
+    heads = slice(None) if head is None else slice(head, head + 1)
+    scaled = out.clone()
+    scaled[:, :, heads] *= 1.002
+    verdict = judge({"out": scaled}, truth, "float16")
+    where = r"\d" if head is None else str(head)
+    assert re.fullmatch(rf"out is off on the whole in head {where}: [\d.]+ times what .* may be", verdict.reason)
+    assert verdict.over_budget["out"] > 1
+
+
 def test_a_verdict_reports_every_tensor_that_is_wrong_and_the_worst_multiple():
     truth = solved("core", GQA, 0)
     found = results(plain, truth.inputs)

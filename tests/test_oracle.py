@@ -97,6 +97,7 @@ def test_what_is_written_is_read_bit_for_bit(kind, workload, tmp_path):
     assert same(found.inputs, given)
     assert same(found.truth, solved.truth)
     assert same(found.budget, solved.budget)
+    assert same(found.rms, solved.rms)
     assert [one.name for one in path.parent.iterdir()] == ["case.safetensors"]
 
 
@@ -138,6 +139,33 @@ def test_budgets_are_positive_and_finite_one_for_each_row(kind, kv_seq_len, dtyp
         assert budget.dtype == torch.float64, name
         assert budget.shape == by_row(name, solved.truth[name]).shape, name
         assert bool((budget.isfinite() & (budget > 0)).all()), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["core", "module"])
+def test_on_the_whole_a_head_may_be_off_by_less_than_each_of_its_rows(kind, dtype):
+    workload = replace(GQA, dtype=dtype)
+    solved = oracle.solve(kind, workload, oracle.inputs(kind, workload, 5), 5)
+    assert set(solved.rms) == set(solved.truth) - {"lse"}
+    assert all(0 < float(x) < 1 for x in solved.rms.values())
+    assert same(mirrored_inputs(kind, solved, workload.mask).rms, solved.rms)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("mask", ["full", "causal"])
+@pytest.mark.parametrize("kind", ["core", "module"])
+def test_every_baseline_is_right_in_float64_whatever_its_order(kind, mask, sampled, monkeypatch):
+    workload = Workload(1, 150, 4, 2, 8, "float32", mask, "forward_backward")
+    if sampled:
+        monkeypatch.setattr(oracle, "MAX_SCORES", 2 * 64 * 150 * (4 if kind == "module" else 2))
+    given = {name: x.double() for name, x in oracle.inputs(kind, workload, 5).items()}
+    rows = oracle.sampled_rows(kind, workload)
+    assert (rows is not None) == sampled
+    first, *others = oracle._baselines(kind, workload, given, 5, rows)
+    assert len(others) >= 5
+    for other in others:
+        for name, x in first.items():  # the naive one sums in float32, whatever the dtype
+            torch.testing.assert_close(other[name].double(), x.double(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_budget_is_a_few_roundings_of_the_row_not_more():
