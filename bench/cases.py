@@ -138,7 +138,9 @@ def all_cases(kind: str) -> Iterator[Case]:
         yield from (Case(real, f"real-layer-{layer}") for layer in REAL_LAYERS)
     for dtype in DTYPE_ORDER[:2]:
         base = replace(_BASE, dtype=dtype)
-        yield from (Case(base, variant) for variant in ("huge-row", *_PLACED))
+        # of a module, gradients of a huge token would hang on rounding alone
+        yield Case(replace(base, pass_="forward") if kind == "module" else base, "huge-row")
+        yield from (Case(base, variant) for variant in _PLACED)
         yield Case(replace(base, seq_len=128, kv_seq_len=128), "dout-expanded")
         if kind == "module":
             yield Case(replace(base, pass_="forward"), "nan-x")

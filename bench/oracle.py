@@ -1,18 +1,22 @@
 """Inputs, truth and error budget of one workload, computed once and kept.
 
 Truth is float64 attention of the inputs as they are in the row's dtype; where scores of all queries would be
-too many to hold, of some of them (`sampled_rows`), and dout is 0 elsewhere. The budget is set per row of a
-tensor (its last dimension), computed for every case, never by a hand-tuned constant:
+too many to hold, of some of them (`sampled_rows`), and dout is 0 elsewhere. Budgets are computed for every
+case, never hand-tuned constants. Each row of a tensor (its last dimension) has one:
 
     budget   = 2 * (baseline error + rounding), both at this row
     rounding = largest change of the truth when every input, and the out and lse that a backward
                is handed, moves by one rounding of its dtype (3 draws), plus one unit in the last place of the output
     baseline error = rounding * the worst error of plain attention in the row's dtype, over all rows of
-               the tensor (of all gradients together) and several orders of summation, as a multiple of the
-               rounding there
+               the tensor (of all gradients together), two formulations and several orders of summation, as a
+               multiple of the rounding there
 
 A row's own baseline error would be a budget by luck: where it happens to be exact, right kernels fail.
 As a multiple of the rounding it is pooled over rows, and still each row answers for its own size.
+
+And each head of a tensor has one (`Solved.rms`), for the root mean square of error / rounding over all its elements:
+again 2 * (baseline error + rounding), each in root mean square and in the head and run where it is largest; its
+rounding is that of the output's elements and of what a backward is handed, without that of the inputs.
 See docs/how-we-judge.md.
 """
 
