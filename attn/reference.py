@@ -88,11 +88,12 @@ def _naive(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, allowed: Tenso
     weights = (scores - largest).exp()
     product, total = weights @ v, weights.sum(-1, keepdim=True)
     by_key = _key_by_key(weights.detach(), v.detach())
-    out = (product + (by_key[..., :-1] - product).detach()) / (total + (by_key[..., -1:] - total).detach())
+    rounded = by_key.to(q.dtype)  # the sums in float32, as torch's own are, the results not
+    out = (product + (rounded[..., :-1] - product).detach()) / (total + (rounded[..., -1:] - total).detach())
     lse = (largest.detach().float() + by_key[..., -1:].log())[..., 0]
     if empty is None:
-        return out.to(q.dtype), lse
-    return out.to(q.dtype).masked_fill(empty, 0.0), lse.masked_fill(empty[:, 0], -torch.inf)
+        return out, lse
+    return out.masked_fill(empty, 0.0), lse.masked_fill(empty[:, 0], -torch.inf)
 
 
 def _key_by_key(weights: Tensor, v: Tensor) -> Tensor:

@@ -99,10 +99,10 @@ def test_right_rows_are_accepted_over_20_seeds(monkeypatch, capsys, count):
 
 @pytest.mark.slow
 def test_right_rows_are_accepted_over_200_seeds(monkeypatch, capsys, count):
-    """Cases of up to 130 tokens; those of more than 70 at every fourth seed each."""
+    """Cases of up to 130 tokens; those of more than 70 at every eighth seed each."""
 
     def wanted(seed, case):
-        short = longest(case) <= 70 or (longest(case) <= 130 and sum(case.problem.encode()) % 4 == seed % 4)
+        short = longest(case) <= 70 or (longest(case) <= 130 and sum(case.problem.encode()) % 8 == seed % 8)
         return made_up(case) and short
 
     seeds = range(200)
