@@ -42,7 +42,7 @@ FORWARD_ROUNDINGS = 3
 BACKWARD_ROUNDINGS = 16  # the gradient of a row that sees few keys hangs on one number, which 3 draws may leave small
 MAX_SCORES, ROW_BLOCK = 1 << 28, 64  # scores held at once: 2 GiB in float64; beyond that queries are sampled
 NEAR = 15  # queries whose lse is moved by about as much
-MIN_RUNS, MAX_RUNS, ROWS_WANTED = 3, 16, 512  # of the baseline: more runs where a case has few rows to pool
+MIN_RUNS, MAX_RUNS, ROWS_WANTED = 3, 16, 512  # more runs where a case has few rows to pool
 
 
 def inputs(kind: str, workload: Workload, seed: int) -> Tensors:
@@ -108,7 +108,7 @@ def _rms_at_best(
 ) -> dict[str, float]:
     """What none avoids: a tensor's own rounding and, in gradients, that of the `out` and `lse` they are made of."""
     handed = dict.fromkeys(truth.keys() - {"lse"}, 0.0)
-    for draw in range(FORWARD_ROUNDINGS if w.backward else 0):
+    for draw in range(_runs(w) if w.backward else 0):
         moved = _plain(kind, w, _double(given), rows, _shaken(given, w, seed, draw, rows)[2])
         handed = {name: max(x, _rms(moved[name] - truth[name], rounding[name])) for name, x in handed.items()}
     own = {name: _rms(_ulp(truth[name].abs(), name, w) * 12**-0.5, rounding[name]) for name in handed}
@@ -211,14 +211,18 @@ def _baselines(kind: str, w: Workload, given: Tensors, seed: int, rows: Tensor |
     What is exact by luck in one is not in all. head_dim is permuted (embed_dim of a module) and, where every query
     sees every key, the keys (tokens of a module), which changes nothing in exact arithmetic.
     """
-    pooled = w.batch * w.n_heads * w.seq_len
-    for run in range(min(MAX_RUNS, max(MIN_RUNS, -(-ROWS_WANTED // pooled)))):
+    for run in range(_runs(w)):
         width, keys = _orders(kind, w, seed, run, rows)
         changed = {name: _in_order(kind, name, x, width, keys) for name, x in given.items()}
         back = torch.argsort(width), None if keys is None else torch.argsort(keys)
         for naive in (False, True):
             results = _plain(kind, w, changed, rows, naive=naive)
             yield {name: _in_order(kind, name, x, *back) for name, x in results.items()}
+
+
+def _runs(w: Workload) -> int:
+    """How often what is random is drawn, where the worst of all rows counts: the fewer rows, the more often."""
+    return min(MAX_RUNS, max(MIN_RUNS, -(-ROWS_WANTED // (w.batch * w.n_heads * w.seq_len))))
 
 
 def _orders(kind: str, w: Workload, seed: int, run: int, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
