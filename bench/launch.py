@@ -42,16 +42,25 @@ def find_mpiexec() -> str | None:
 
 
 def run(
-    task: str, jobs: list[dict[str, Any]], world_size: int, *, deadline_s: float, memory_bytes: int = 0
+    task: str,
+    jobs: list[dict[str, Any]],
+    world_size: int,
+    *,
+    deadline_s: float,
+    memory_bytes: int = 0,
+    where: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The results of the jobs, in order, each as soon as it is there."""
+    """The results of the jobs, in order, each as soon as it is there.
+
+    where: the folder whose attn and bench the ranks import; the current one where nothing is said.
+    """
     reason = why_not()
     if reason:
         yield from ({"status": "unsupported", "reason": reason} for _ in jobs)
         return
     done = 0
     while done < len(jobs):
-        with _Launch(task, jobs[done:], world_size, deadline_s, memory_bytes) as launch:
+        with _Launch(task, jobs[done:], world_size, deadline_s, memory_bytes, where) as launch:
             for result, alive in launch.results():
                 yield result
                 done += 1
@@ -63,7 +72,13 @@ class _Launch:
     """One mpiexec with a folder for what goes in and comes out."""
 
     def __init__(
-        self, task: str, jobs: list[dict[str, Any]], world_size: int, deadline_s: float, memory_bytes: int
+        self,
+        task: str,
+        jobs: list[dict[str, Any]],
+        world_size: int,
+        deadline_s: float,
+        memory_bytes: int,
+        where: Path | None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="attn-bench-ring-"))
         self.count, self.world_size, self.deadline_s = len(jobs), world_size, deadline_s
@@ -78,6 +93,7 @@ class _Launch:
         command = [mpiexec, "-n", str(world_size), sys.executable, "-m", "mpi4py", "-m", "bench.ring_worker"]
         self.process = subprocess.Popen(
             [*command, str(self.folder)],
+            cwd=where,
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=subprocess.STDOUT,

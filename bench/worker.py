@@ -50,7 +50,7 @@ def isolated(name: str, job: dict[str, Any], *, deadline_s: float, memory_bytes:
     forkserver.ensure_running()
     known = guard.descendants(os.getpid())
     receiver, sender = _CONTEXT.Pipe(duplex=False)
-    killed_before = _oom_kills()
+    killed_before = oom_kills()
     with tempfile.NamedTemporaryFile(prefix="attn-bench-", suffix=".log") as log:
         process = _CONTEXT.Process(
             target=_child, args=(sender, log.name, name, json.dumps(job), memory_bytes), daemon=False
@@ -64,7 +64,7 @@ def isolated(name: str, job: dict[str, Any], *, deadline_s: float, memory_bytes:
             if result:
                 return result
             process.join(5)
-            return _death(process.exitcode, _tail(log.name), _oom_kills() > killed_before)
+            return death(process.exitcode, tail(log.name), oom=oom_kills() > killed_before)
         finally:
             _end(process, known)
             receiver.close()
@@ -92,6 +92,33 @@ def status_of(error: BaseException) -> dict[str, Any]:
     where = f" ({os.path.basename(frame[0].filename)}:{frame[0].lineno})" if frame else ""
     where += "".join(f", {note}" for note in getattr(error, "__notes__", []))
     return {"status": "crashed", "reason": f"{type(error).__name__}: {lines[-1][:300]}{where}"}
+
+
+def death(exit_code: int | None, last_output: str, *, oom: bool) -> dict[str, Any]:
+    """The status of a process that ended without a result."""
+    said = f"; last output: {last_output}" if last_output else ""
+    if oom:
+        return {"status": "out_of_memory", "reason": f"killed by the kernel for want of memory{said}"}
+    if exit_code is not None and exit_code < 0:
+        return {"status": "crashed", "reason": f"killed by {signal.Signals(-exit_code).name}{said}"}
+    return {"status": "crashed", "reason": f"ended with exit code {exit_code} and no result{said}"}
+
+
+def tail(path: str) -> str:
+    """The last lines of a log, in one."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 4096))
+        lines = file.read().decode(errors="replace").split("\n")
+    return " | ".join([line.strip() for line in lines if line.strip()][-_LAST_LINES:])[:400]
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed for want of memory since it started; 0 where it does not tell."""
+    try:
+        with open("/proc/vmstat", encoding="ascii") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+    except (OSError, StopIteration):
+        return 0
 
 
 def _child(sender: Connection, log: str, name: str, job: str, memory_bytes: int) -> None:
@@ -123,32 +150,8 @@ def _receive(receiver: Connection, deadline_s: float) -> dict[str, Any] | None:
         return {}
 
 
-def _death(exit_code: int | None, tail: str, oom: bool) -> dict[str, Any]:
-    said = f"; last output: {tail}" if tail else ""
-    if oom:
-        return {"status": "out_of_memory", "reason": f"killed by the kernel for want of memory{said}"}
-    if exit_code is not None and exit_code < 0:
-        return {"status": "crashed", "reason": f"killed by {signal.Signals(-exit_code).name}{said}"}
-    return {"status": "crashed", "reason": f"ended with exit code {exit_code} and no result{said}"}
-
-
 def _end(process: Any, known: set[int]) -> None:
     """Kill the process and all that it started, also what has left its session or outlived it."""
     guard.kill(guard.descendants(process.pid) | {process.pid})
     process.join(5)
     guard.kill(guard.descendants(os.getpid()) - known)
-
-
-def _tail(path: str) -> str:
-    with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - 4096))
-        lines = file.read().decode(errors="replace").split("\n")
-    return " | ".join([line.strip() for line in lines if line.strip()][-_LAST_LINES:])[:400]
-
-
-def _oom_kills() -> int:
-    try:
-        with open("/proc/vmstat", encoding="ascii") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
-    except (OSError, StopIteration):
-        return 0
