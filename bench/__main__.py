@@ -69,7 +69,9 @@ def parser() -> argparse.ArgumentParser:
     for sub in (listed, checked, ran):
         sub.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
     duel_command.arguments(
-        add("duel", duel_command.duel, "is a revision slower than another?", "duel main", duel_command.HELP, bad_input=3)
+        add(
+            "duel", duel_command.duel, "is a revision slower than another?", "duel main", duel_command.HELP, bad_input=3
+        )
     )
     shown = add("table", commands.table, "print a table from what is recorded", "table seed")
     shown.add_argument("grid", nargs="?", help="a grid of params.yaml; all of them when left out")

@@ -130,9 +130,8 @@ def _solve(duel: Duel, cells: list[Cell]) -> dict[str, str]:
     reasons: dict[Path, str] = {}
     with steps("duel truths", len(files)) as progress:
         for path, workload in files.items():
-            told = {"path": str(path), "kind": path.parent.name, "workload": workload.as_dict()}
-            told["seed"] = duel.params.protocol.seed
-            limit = duel.limits["memory_bytes"]
+            seed, limit = duel.params.protocol.seed, duel.limits["memory_bytes"]
+            told = {"path": str(path), "kind": path.parent.name, "workload": workload.as_dict(), "seed": seed}
             result = worker.isolated("solve_and_write", told, deadline_s=DEADLINE_S, memory_bytes=limit)
             if result["status"] != "ok":
                 reasons[path] = f"{result['status']}: {result['reason']}"
@@ -218,14 +217,17 @@ def verdict_of(low: float, high: float) -> str:
         return "slower"
     if high < -MATTERS:
         return "faster"
-    alike = low <= 0 <= high and -ALIKE < low and high < ALIKE
-    return "same" if alike or (-MATTERS <= low and high <= MATTERS) else "inconclusive"
+    widest = max(high, -low)
+    alike = widest <= MATTERS or (low <= 0 <= high and widest < ALIKE)
+    return "same" if alike else "inconclusive"
 
 
 def corrected(outcomes: list[Outcome]) -> list[Outcome]:
     """Findings that do not stand among so many cells become inconclusive."""
     compared = [one for one in outcomes if one.p is not None]
-    stands = dict(zip((one.cell for one in compared), survivors([one.p or 0.0 for one in compared], ALPHA), strict=True))
+    stands = dict(
+        zip((one.cell for one in compared), survivors([one.p or 0.0 for one in compared], ALPHA), strict=True)
+    )
 
     def of(one: Outcome) -> Outcome:
         if one.verdict not in ("slower", "faster") or stands[one.cell] or one.change_percent is None:

@@ -60,9 +60,9 @@ def choose(
 
 def fits_twice(cell: Cell, identity: dict[str, Any]) -> bool:
     """Whether two workers of a cell find memory at the same time, by a generous estimate."""
-    if identity["device"] == "cuda":
-        return 2 * needed_bytes(cell) <= identity["gpu_memory_gib"] * 0.9 * 2**30
-    return 2 * needed_bytes(cell) <= _available_bytes()
+    on_gpu = identity["device"] == "cuda"
+    available = int(identity["gpu_memory_gib"] * 0.9 * 2**30) if on_gpu else _available_bytes()
+    return 2 * needed_bytes(cell) <= available
 
 
 def needed_bytes(cell: Cell) -> int:

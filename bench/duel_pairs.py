@@ -223,10 +223,10 @@ class Whole:
 def alone(server: Server, job: JobOf, clock: str, number: int) -> float:
     """Milliseconds of a call in a worker that has the machine for itself: the median of its slices."""
     with Worker(server) as one:
-        ms_per_call = one.ask("prepare", job=job(server.side, number))["ms_per_call"]
+        ms_per_call: float = one.ask("prepare", job=job(server.side, number))["ms_per_call"]
         calls = max(1, round(SLICE_MS / ms_per_call))
         count = max(2 * LEAST_BLOCKS, min(2 * BLOCKS, int(PAIR_MS / (2 * calls * ms_per_call))))
-        slices = [one.ask("slice", calls=calls)[clock] / calls for _ in range(count)]
+        slices: list[float] = [one.ask("slice", calls=calls)[clock] / calls for _ in range(count)]
         one.ask("end")
     return statistics.median(slices)
 
@@ -239,7 +239,7 @@ def launched(side: Side, job: JobOf, number: int, *, deadline_s: float, memory_b
     )
     if result["status"] != "ok":
         raise Failed(side, result)
-    return statistics.median(result["series"]["samples_ms"])
+    return float(statistics.median(result["series"]["samples_ms"]))
 
 
 def in_slices(blocks: list[tuple[str, list[float]]]) -> Pair:

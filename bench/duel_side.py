@@ -16,7 +16,6 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -63,6 +62,16 @@ class Contestant:
         gc.disable()
         return {"status": "ok", "ms_per_call": self.device.elapsed_ms(self.call, calls) / calls}
 
+    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Do what is asked."""
+        match asked["do"]:
+            case "prepare":
+                return self.prepare()
+            case "slice":
+                return self.slice(asked["calls"])
+            case _:
+                return self.end()
+
     def slice(self, calls: int) -> dict[str, Any]:
         """So many calls in a row: wall milliseconds, and processor milliseconds of all threads."""
         self.device.flush()
@@ -90,12 +99,7 @@ def serve(connection: Connection) -> None:
             if asked["do"] == "prepare":
                 contestant = Contestant(asked["job"])
             assert contestant is not None
-            answers: dict[str, Callable[[], dict[str, Any]]] = {
-                "prepare": contestant.prepare,
-                "slice": lambda: contestant.slice(asked["calls"]),
-                "end": contestant.end,
-            }
-            result = answers[asked["do"]]()
+            result = contestant.answer(asked)
         except Unsupported as error:
             result = {"status": "unsupported", "reason": str(error)}
         except Exception as error:  # whatever an implementation raises is a status, not our end

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 
-
 import numpy as np
 import pytest
 from filelock import FileLock
@@ -153,7 +152,9 @@ def replace(side, name, old, new):
     path = side.root / "attn" / name
     text = path.read_text(encoding="utf-8")
     assert old in text
-    path.write_text(text.replace(old, new), encoding="utf-8")
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    closure._imports.cache_clear()
+    closure._digest.cache_clear()
 
 
 def test_rows_whose_code_differs_are_measured_and_the_others_named(tmp_path):
