@@ -72,10 +72,15 @@ class Duel:
         protocol = self.params.protocol
         return {"deadline_s": protocol.deadline_s, "memory_bytes": worker.memory_limit(protocol.memory_limit_gib)}
 
+    @property
+    def folder(self) -> Path:
+        """Of both sides, and of whatever else is written; gone afterwards."""
+        return self.both[0].overlay.parent
+
     def truth(self, cell: Cell) -> Path:
         """The file with the inputs and truth of a cell; the same for core and rings."""
         kind = "module" if cell.family == "module" else "core"
-        return self.both[0].overlay.parent / "truths" / kind / f"{cell.workload.key}.safetensors"
+        return self.folder / "truths" / kind / f"{cell.workload.key}.safetensors"
 
     def job(self, cell: Cell, side: Side, number: int) -> dict[str, Any]:
         """What the worker of a pair is told. It has no yardstick: there is no such file."""
@@ -119,8 +124,8 @@ def run(
         cells = [cell for cell in chosen.cells if cell.key not in unsolved]
         if cells:
             stack.enter_context(device_lock(identity["device"]))
-        servers = _servers(duel, stack) if any(cell.family != "ring" for cell in cells) else None
-        outcomes += [_outcome(duel, cell, servers, len(cells)) for cell in cells]
+        server = stack.enter_context(Server(duel.folder, **duel.limits)) if cells else None
+        outcomes += [_outcome(duel, cell, server, len(cells)) for cell in cells]
     return corrected(outcomes)
 
 
@@ -139,19 +144,12 @@ def _solve(duel: Duel, cells: list[Cell]) -> dict[str, str]:
     return {cell.key: reasons[duel.truth(cell)] for cell in cells if duel.truth(cell) in reasons}
 
 
-def _servers(duel: Duel, stack: ExitStack) -> tuple[Server, Server]:
-    base, head = (stack.enter_context(Server(side, **duel.limits)) for side in duel.both)
-    for one in (base, head):
-        one.wait_until_ready()
-    return base, head
-
-
-def _outcome(duel: Duel, cell: Cell, servers: tuple[Server, Server] | None, n_cells: int) -> Outcome:
+def _outcome(duel: Duel, cell: Cell, server: Server | None, n_cells: int) -> Outcome:
     """One cell, whatever happens to it."""
     start = time.monotonic()
     whole = cell.family == "ring" or not duel_cells.fits_twice(cell, duel.identity)
     try:
-        take, looks = _pairs(duel, cell, servers, n_cells, whole=whole)
+        take, looks = _pairs(duel, cell, server, n_cells, whole=whole)
         with steps(f"duel {cell.key}", looks[-1]) as progress:
             found = decided(take, looks, progress)
     except Failed as error:
@@ -161,18 +159,18 @@ def _outcome(duel: Duel, cell: Cell, servers: tuple[Server, Server] | None, n_ce
 
 
 def _pairs(
-    duel: Duel, cell: Cell, servers: tuple[Server, Server] | None, n_cells: int, *, whole: bool
+    duel: Duel, cell: Cell, server: Server | None, n_cells: int, *, whole: bool
 ) -> tuple[Callable[[int], Pair], tuple[int, ...]]:
     """How a pair of this cell is taken, and the looks."""
     rng, job = random.Random(), partial(duel.job, cell)
     if cell.family == "ring":
         base, head = (partial(launched, side, job, **duel.limits) for side in duel.both)
         return Whole(base, head, rng), LOOKS_WHOLE
-    assert servers is not None
+    assert server is not None
     if whole:
-        base, head = (partial(alone, server, job, duel.clock) for server in servers)
+        base, head = (partial(alone, server, side, job, duel.clock) for side in duel.both)
         return Whole(base, head, rng), LOOKS_WHOLE
-    slices = Slices(servers, job, duel.clock, rng)
+    slices = Slices(server, duel.both, job, duel.clock, rng)
     return slices, looks_within(duel.budget_s, slices.calibrate(), n_cells)
 
 

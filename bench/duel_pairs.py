@@ -13,16 +13,17 @@ import os
 import random
 import socket
 import statistics
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from bench import guard, launch, worker
+from bench import closure, guard, launch, worker
+from bench.duel_server import END, MESSAGE, START
 from bench.worktrees import Side
 
 SLICE_MS, BLOCKS = 40.0, 16
@@ -30,17 +31,24 @@ PAIR_MS = 4000.0  # of slices: where a single call takes longer than a slice sho
 LEAST_BLOCKS = 2
 READY_S = 120.0
 
-MESSAGE = struct.Struct("<cq")  # to a server: what is asked, and of which process; back: the same, with its answer
-READY, START, END = b"r", b"s", b"e"
+# What made equal code differ twofold, though it is no code's: whether the C library hands freed memory back to the
+# kernel and gets it anew for each call, and threads that wait by spinning where another one wants the processor.
+STEADY = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 40),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+    "OMP_WAIT_POLICY": "passive",
+    "KMP_BLOCKTIME": "0",
+}
 
 JobOf = Callable[[Side, int], dict[str, Any]]  # side, number of the pair -> what its worker is told
 
 
 class Failed(Exception):
-    """A side gave no time: `status` as of a record, and the reason with the side's name."""
+    """Someone gave no time: `status` as of a record, and the reason with the name of the side."""
 
-    def __init__(self, side: Side, result: dict[str, Any]) -> None:
-        super().__init__(f"{side.name} ({side.words}): {result['status']}: {result['reason']}")
+    def __init__(self, who: str, result: dict[str, Any]) -> None:
+        super().__init__(f"{who}: {result['status']}: {result['reason']}")
         self.status: str = result["status"]
 
 
@@ -58,18 +66,17 @@ class Pair:
 
 
 class Server:
-    """The process of a side that forks its workers; see bench.duel_side."""
+    """The process that forks the workers of both sides; see bench.duel_server. Its log is in `folder`."""
 
-    def __init__(self, side: Side, deadline_s: float, memory_bytes: int) -> None:
-        self.side, self.deadline_s = side, deadline_s
-        self.log = side.overlay / "log"
+    def __init__(self, folder: Path, deadline_s: float, memory_bytes: int) -> None:
+        self.deadline_s, self._log = deadline_s, folder / "server.log"
         self._control, theirs = socket.socketpair()
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
-        with theirs, self.log.open("ab") as log:
+        with theirs, self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bench.duel_side", str(theirs.fileno()), str(memory_bytes)],
-                cwd=side.overlay,
-                env={**kept, "PYTHONHASHSEED": "0"},  # both sides alike
+                [sys.executable, "-m", "bench.duel_server", str(theirs.fileno()), str(memory_bytes)],
+                cwd=closure.ROOT,
+                env=kept | STEADY,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -79,22 +86,20 @@ class Server:
             )
 
     def __enter__(self) -> Server:
+        """It has imported everything."""
+        self._control.settimeout(READY_S)
+        try:
+            self._answer()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it with its worker."""
+        """End it with its workers."""
         guard.kill(guard.descendants(self._process.pid) | {self._process.pid})
         self._process.wait()
         self._control.close()
-
-    def wait_until_ready(self) -> None:
-        """It has imported everything.
-
-        Raises:
-            Failed: it could not; the bench of the work tree and the side's attn do not fit.
-        """
-        self._control.settimeout(READY_S)
-        self._answer("its attn does not fit the bench of the work tree")
 
     def ask(self, what: bytes, process: int = 0, descriptors: tuple[int, ...] = ()) -> int:
         """Its answer.
@@ -104,28 +109,30 @@ class Server:
         """
         with suppress(BrokenPipeError):
             socket.send_fds(self._control, [MESSAGE.pack(what, process)], descriptors)
-        return self._answer("the process that forks its workers is gone")
+        return self._answer()
 
-    def _answer(self, else_: str) -> int:
+    def _answer(self) -> int:
         try:
             message = self._control.recv(MESSAGE.size, socket.MSG_WAITALL)
         except OSError:
             message = b""
         if len(message) < MESSAGE.size:
-            reason = f"{else_}; last output: {worker.tail(str(self.log)) or 'none'}"
-            raise Failed(self.side, {"status": "crashed", "reason": reason})
+            said = worker.tail(str(self._log)) or "none"
+            raise Failed("the server of workers", {"status": "crashed", "reason": f"it is gone; last output: {said}"})
         return int(MESSAGE.unpack(message)[1])
 
 
 class Worker:
     """A fresh process of a side."""
 
-    def __init__(self, server: Server) -> None:
-        self._server, self._killed_before = server, worker.oom_kills()
-        os.truncate(server.log, 0)
+    def __init__(self, server: Server, side: Side) -> None:
+        self._server, self._who, self._killed_before = server, f"{side.name} ({side.words})", worker.oom_kills()
+        self._log = side.overlay / "log"
+        self._log.write_bytes(b"")
         self._connection, theirs = multiprocessing.Pipe()
         with theirs:
             self._process = server.ask(START, descriptors=(theirs.fileno(),))
+        self._connection.send_bytes(str(side.overlay).encode())
 
     def __enter__(self) -> Worker:
         return self
@@ -145,27 +152,26 @@ class Worker:
             self._connection.send_bytes(json.dumps({"do": do, **more}).encode())
             if not self._connection.poll(self._server.deadline_s):
                 reason = f"no result within its deadline of {self._server.deadline_s:g} s"
-                raise Failed(self._server.side, {"status": "timeout", "reason": reason})
+                raise Failed(self._who, {"status": "timeout", "reason": reason})
             result = json.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
-            raise Failed(self._server.side, self._death()) from None
+            raise Failed(self._who, self._death()) from None
         if result["status"] != "ok":
-            raise Failed(self._server.side, result)
+            raise Failed(self._who, result)
         return dict(result)
 
     def _death(self) -> dict[str, Any]:
-        """Of a process that closed its end; it is waited for when this worker is left."""
+        """Of a process that closed its end; it is waited for here, not when this worker is left."""
         process, self._process = self._process, 0
         exit_code = self._server.ask(END, process)
-        log = worker.tail(str(self._server.log))
-        return worker.death(exit_code, log, oom=worker.oom_kills() > self._killed_before)
+        return worker.death(exit_code, worker.tail(str(self._log)), oom=worker.oom_kills() > self._killed_before)
 
 
 class Slices:
     """Pairs of workers that take turns. `calls` a slice and `blocks` are set once, by `calibrate`."""
 
-    def __init__(self, servers: tuple[Server, Server], job: JobOf, clock: str, rng: random.Random) -> None:
-        self._servers, self._job, self._clock, self._rng = servers, job, clock, rng
+    def __init__(self, server: Server, both: tuple[Side, Side], job: JobOf, clock: str, rng: random.Random) -> None:
+        self._server, self._both, self._job, self._clock, self._rng = server, both, job, clock, rng
         self.calls = self.blocks = 1
 
     def calibrate(self) -> float:
@@ -193,9 +199,9 @@ class Slices:
         """Workers that have been judged and are warm, A and B, started in random order; their milliseconds a call."""
         workers, ms = dict[str, Worker](), dict[str, float]()
         for letter in self._rng.sample("AB", 2):
-            server = self._servers["AB".index(letter)]
-            workers[letter] = stack.enter_context(Worker(server))
-            ms[letter] = workers[letter].ask("prepare", job=self._job(server.side, number))["ms_per_call"]
+            side = self._both["AB".index(letter)]
+            workers[letter] = stack.enter_context(Worker(self._server, side))
+            ms[letter] = workers[letter].ask("prepare", job=self._job(side, number))["ms_per_call"]
         return workers, ms
 
     def _block(self, workers: dict[str, Worker]) -> tuple[str, list[float]]:
@@ -220,10 +226,10 @@ class Whole:
         return Pair(math.log(ms["B"] / ms["A"]), ms["A"], ms["B"], [("".join(ms), list(ms.values()))])
 
 
-def alone(server: Server, job: JobOf, clock: str, number: int) -> float:
+def alone(server: Server, side: Side, job: JobOf, clock: str, number: int) -> float:
     """Milliseconds of a call in a worker that has the machine for itself: the median of its slices."""
-    with Worker(server) as one:
-        ms_per_call: float = one.ask("prepare", job=job(server.side, number))["ms_per_call"]
+    with Worker(server, side) as one:
+        ms_per_call: float = one.ask("prepare", job=job(side, number))["ms_per_call"]
         calls = max(1, round(SLICE_MS / ms_per_call))
         count = max(2 * LEAST_BLOCKS, min(2 * BLOCKS, int(PAIR_MS / (2 * calls * ms_per_call))))
         slices: list[float] = [one.ask("slice", calls=calls)[clock] / calls for _ in range(count)]
@@ -238,7 +244,7 @@ def launched(side: Side, job: JobOf, number: int, *, deadline_s: float, memory_b
         "measure", [told], told["world_size"], deadline_s=deadline_s, memory_bytes=memory_bytes, where=side.overlay
     )
     if result["status"] != "ok":
-        raise Failed(side, result)
+        raise Failed(f"{side.name} ({side.words})", result)
     return float(statistics.median(result["series"]["samples_ms"]))
 
 

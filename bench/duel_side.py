@@ -1,19 +1,9 @@
-"""One side of a duel: a server that forks fresh workers, `python -m bench.duel_side FD BYTES` in the side's folder.
-
-It has imported torch and all that a worker needs, but no implementation, and has run no parallel region. Whoever
-started it asks over a socket (the file descriptor FD): for a worker, handing over the socket that it shall speak
-through, or for its end. A worker may allocate so many bytes (0: as many as there are).
-"""
+"""A worker of a duel: a row of one side on one cell, told what to do by the driver (bench.duel_pairs)."""
 
 from __future__ import annotations
 
 import gc
 import json
-import os
-import resource
-import signal
-import socket
-import sys
 import time
 import traceback
 from multiprocessing.connection import Connection
@@ -24,10 +14,9 @@ import torch
 
 from attn import registry
 from attn.contract import Unsupported, Workload
-from bench import guard, solved
+from bench import solved
 from bench.calls import make
 from bench.device import open_device
-from bench.duel_pairs import MESSAGE, READY, START
 from bench.jobs import Job
 from bench.judge import judge_call
 from bench.team import Solo
@@ -92,6 +81,7 @@ class Contestant:
 
 def serve(connection: Connection) -> None:
     """What a worker does: answer until it is told to end, or until nobody is there to ask."""
+    assert registry.IMPL_DIR.is_relative_to(Path.cwd()), f"another attn was imported: {registry.IMPL_DIR}"
     contestant: Contestant | None = None
     while True:
         asked = json.loads(connection.recv_bytes())
@@ -106,59 +96,3 @@ def serve(connection: Connection) -> None:
             traceback.print_exc()
             result = status_of(error)
         connection.send_bytes(json.dumps(result).encode())
-
-
-def main(descriptor: int, memory_bytes: int) -> None:
-    """One worker at a time, until whoever asks is gone."""
-    guard.die_with_parent()
-    guard.adopt_orphans()
-    assert registry.IMPL_DIR.is_relative_to(Path.cwd()), f"another attn was imported: {registry.IMPL_DIR}"
-    control = socket.socket(fileno=descriptor)
-    control.sendall(MESSAGE.pack(READY, os.getpid()))
-    while True:
-        message, given, *_ = socket.recv_fds(control, MESSAGE.size, 1)
-        if not message:
-            guard.kill(guard.descendants(os.getpid()))
-            return
-        what, pid = MESSAGE.unpack(message)
-        if what == START:
-            answer = _fork(control, given[0], memory_bytes)
-            os.close(given[0])
-        else:
-            answer = _end(pid)
-        control.sendall(MESSAGE.pack(what, answer))
-
-
-def _fork(control: socket.socket, descriptor: int, memory_bytes: int) -> int:
-    """A worker; its process id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        os.setsid()
-        guard.die_with_parent()
-        control.close()
-        if memory_bytes:
-            resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-        serve(Connection(descriptor))
-    except (EOFError, OSError):  # nobody asks any more
-        pass
-    except BaseException:  # as `sys.exit` in an implementation
-        traceback.print_exc()
-        os._exit(1)
-    finally:
-        sys.stdout.flush()
-        os._exit(0)
-
-
-def _end(pid: int) -> int:
-    """End a worker and all that it started; its exit code, negative where a signal ended it."""
-    started = guard.descendants(pid)
-    os.kill(pid, signal.SIGKILL)  # of one that has ended, and is not waited for yet, nothing changes
-    _, status = os.waitpid(pid, 0)
-    guard.kill(started | guard.descendants(os.getpid()))
-    return os.waitstatus_to_exitcode(status)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))

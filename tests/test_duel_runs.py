@@ -69,15 +69,15 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Side, Side]:
 
 
 @pytest.fixture(scope="module")
-def servers(both: tuple[Side, Side]) -> Iterator[tuple[Server, Server]]:
-    with (
-        Server(both[0], DEADLINE_S, memory_bytes=2 << 30) as base,
-        Server(both[1], DEADLINE_S, memory_bytes=2 << 30) as head,
-    ):
-        base.wait_until_ready()
-        head.wait_until_ready()
-        yield base, head
+def server(tmp_path_factory: pytest.TempPathFactory, both: tuple[Side, Side]) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("server"), DEADLINE_S, memory_bytes=2 << 30) as one:
+        yield one
     assert processes_of(both[0].overlay) + processes_of(both[1].overlay) == []
+
+
+@pytest.fixture
+def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duel_pairs, "SLICE_MS", 1.0)
 
 
 def job(folder: Path, side: Side, number: int) -> dict[str, Any]:
@@ -85,71 +85,97 @@ def job(folder: Path, side: Side, number: int) -> dict[str, Any]:
     return {**measure_job(path, WORKLOAD, folder), "process": number}
 
 
-def whole_life(server: Server, told: dict[str, Any]) -> None:
-    with Worker(server) as one:
+def whole_life(server: Server, side: Side, told: dict[str, Any]) -> None:
+    with Worker(server, side) as one:
         one.ask("prepare", job=told)
         one.ask("slice", calls=2)
         one.ask("end")
 
 
+@pytest.mark.usefixtures("short_slices")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_whatever_a_worker_does_is_a_reason_and_the_next_one_works(
-    fault: str, servers: tuple[Server, Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str, server: Server, both: tuple[Side, Side], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(duel_pairs, "SLICE_MS", 1.0)
     line, status, words = FAULTS[fault]
     told = measure_job(faulty(tmp_path, line), WORKLOAD, tmp_path)
-    server = servers[1]
     with pytest.raises(Failed) as failed:
-        whole_life(server, told)
+        whole_life(server, both[1], told)
     assert failed.value.status == status
     assert str(failed.value).startswith(f"head (head): {status}: ")
     assert words in str(failed.value)
     assert "\n" not in str(failed.value)
-    assert alone(server, partial(job, tmp_path), "wall", 1) > 0
+    assert alone(server, both[1], partial(job, tmp_path), "wall", 1) > 0
+
+
+def test_a_fault_of_one_worker_leaves_the_other_side_alone(
+    server: Server, both: tuple[Side, Side], tmp_path: Path
+) -> None:
+    with Worker(server, both[0]) as healthy:
+        healthy.ask("prepare", job=job(tmp_path, both[0], 1))
+        with pytest.raises(Failed):
+            whole_life(server, both[1], measure_job(faulty(tmp_path, "os._exit(1)"), WORKLOAD, tmp_path))
+        assert healthy.ask("slice", calls=1)["wall"] > 0
+        healthy.ask("end")
 
 
 def test_a_process_that_a_worker_leaves_behind_is_gone_with_it(
-    servers: tuple[Server, Server], both: tuple[Side, Side], tmp_path: Path
+    server: Server, both: tuple[Side, Side], tmp_path: Path
 ) -> None:
+    def asleep() -> list[str]:
+        return [found for found in processes_of(both[0].overlay) if "sleep" in found]
+
     line = "subprocess.Popen(['setsid', 'sleep', '600'])"
-    with Worker(servers[0]) as one:
+    with Worker(server, both[0]) as one:
         one.ask("prepare", job=measure_job(faulty(tmp_path, line), WORKLOAD, tmp_path))
-        assert [found for found in processes_of(both[0].overlay) if "sleep" in found]
-    assert wait_until(lambda: not [found for found in processes_of(both[0].overlay) if "sleep" in found], 5)
+        assert asleep()
+    assert wait_until(lambda: not asleep(), 5)
 
 
+@pytest.mark.usefixtures("short_slices")
+@pytest.mark.parametrize("clock", ["wall", "cpu"])
 def test_a_pair_takes_turns_in_balanced_blocks_of_the_same_number_of_calls(
-    servers: tuple[Server, Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clock: str, server: Server, both: tuple[Side, Side], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duel_pairs, "SLICE_MS", 1.0)
     monkeypatch.setattr(duel_pairs, "BLOCKS", 4)
-    for clock in ("wall", "cpu"):
-        slices = Slices(servers, partial(job, tmp_path), clock, random.Random(0))
-        assert slices.calibrate() > 0
-        found = slices(1)
-        assert len(found.blocks) == slices.blocks == 4
-        assert {order for order, _ in found.blocks} <= {"ABBA", "BAAB"}
-        assert all(len(times) == 4 and min(times) > 0 for _, times in found.blocks)
-        assert found.base_ms > 0 < found.head_ms
+    slices = Slices(server, both, partial(job, tmp_path), clock, random.Random(0))
+    assert slices.calibrate() > 0
+    found = slices(1)
+    assert len(found.blocks) == slices.blocks == 4
+    assert {order for order, _ in found.blocks} <= {"ABBA", "BAAB"}
+    assert all(len(times) == 4 and min(times) > 0 for _, times in found.blocks)
+    assert found.base_ms > 0 < found.head_ms
 
 
-def test_a_slow_call_makes_fewer_blocks(servers: tuple[Server, Server], tmp_path: Path) -> None:
+def test_a_slow_call_makes_fewer_blocks(server: Server, both: tuple[Side, Side], tmp_path: Path) -> None:
     told = measure_job(faulty(tmp_path, "time.sleep(0.28)"), WORKLOAD, tmp_path)
-    slices = Slices(servers, lambda _, number: {**told, "process": number}, "wall", random.Random(0))
+    slices = Slices(server, both, lambda _, number: {**told, "process": number}, "wall", random.Random(0))
     slices.calibrate()
     assert slices.calls == 1
     assert slices.blocks in (2, 3)
 
 
-def test_a_side_that_does_not_fit_this_bench_says_so(tmp_path: Path) -> None:
+def test_each_side_imports_its_own_attn(server: Server, both: tuple[Side, Side], tmp_path: Path) -> None:
+    """A row asks where its kernels come from; only the other side's are wrong."""
+    line = "from attn.kernels import block; assert '/base' in block.__file__, block.__file__"
+    told = measure_job(faulty(tmp_path, line), WORKLOAD, tmp_path)
+    whole_life(server, both[0], told)
+    with pytest.raises(Failed, match=r"head \(head\): crashed: AssertionError: .*/attn/kernels/block\.py"):
+        whole_life(server, both[1], told)
+
+
+def test_a_side_that_does_not_fit_this_bench_says_so(server: Server, tmp_path: Path) -> None:
     (tmp_path / "attn").mkdir()
-    (tmp_path / "bench").symlink_to(ROOT / "bench")
-    with (
-        Server(Side("base", "old", "1" * 40, tmp_path.resolve(), tmp_path), DEADLINE_S, 0) as server,
-        pytest.raises(Failed, match=r"base \(old \(1111111\)\).*does not fit the bench of the work tree.*ImportError"),
-    ):
-        server.wait_until_ready()
+    old = Side("base", "old", "1" * 40, tmp_path.resolve(), tmp_path)
+    words = r"base \(old \(1111111\)\): crashed: its attn does not fit the bench of the work tree: ImportError"
+    with pytest.raises(Failed, match=words):
+        whole_life(server, old, job(tmp_path, old, 1))
+
+
+def test_a_server_that_cannot_start_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duel_pairs.closure, "ROOT", tmp_path)
+    with pytest.raises(Failed, match=r"the server of workers: crashed: it is gone; last output: .*No module named"):
+        Server(tmp_path, DEADLINE_S, 0).__enter__()
 
 
 @pytest.mark.mpi
@@ -276,8 +302,11 @@ def test_a_base_whose_attn_does_not_fit_is_one_sentence(repo: Repo) -> None:
     repo.commit("before rings")
     (repo.path / "attn/ring/communicator.py").write_text(text, encoding="utf-8")
     done = duelled(repo, "HEAD", "--cells", ONE_CELL)
-    assert (done.returncode, done.stdout) == (3, "")
-    assert re.search(r"^python -m bench duel: could not compare: base \(HEAD .*does not fit", done.stderr, re.MULTILINE)
+    assert done.returncode == 3, done.stderr
+    assert re.search(
+        r"^Could not compare 1 of 1 cells; improved\S+: base \(HEAD .*: its attn does not fit", done.stdout, re.M
+    )
+    assert "attn.ring.communicator" in done.stdout
     assert "Traceback" not in done.stderr
 
 
@@ -292,7 +321,7 @@ def amid_duel(repo: Repo) -> Iterator[subprocess.Popen[bytes]]:
         )  # fmt: skip
     try:
         workers = [f"{side}-side" for side in ("base", "head")]
-        assert wait_until(lambda: all(len(in_folder(repo, one)) == 2 for one in workers), 120), said(repo)
+        assert wait_until(lambda: all(len(in_folder(repo, one)) == 1 for one in workers), 120), said(repo)
         yield process
     finally:
         if process.poll() is None:
@@ -301,7 +330,7 @@ def amid_duel(repo: Repo) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def in_folder(repo: Repo, name: str) -> list[str]:
-    """Processes that work in a side's folder: its server and its worker."""
+    """Processes that work in a side's folder: its worker."""
     folders = list((repo.path.parent / "tmp").glob(f"*/{name}"))
     return processes_of(folders[0]) if folders else []
 
