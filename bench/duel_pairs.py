@@ -240,9 +240,8 @@ def alone(server: Server, side: Side, job: JobOf, clock: str, number: int) -> fl
 def launched(side: Side, job: JobOf, number: int, *, deadline_s: float, memory_bytes: int) -> float:
     """Milliseconds of a call of ranks: the median of a launch's samples."""
     told = job(side, number)
-    (result,) = launch.run(
-        "measure", [told], told["world_size"], deadline_s=deadline_s, memory_bytes=memory_bytes, where=side.overlay
-    )
+    limits: dict[str, Any] = {"deadline_s": deadline_s, "memory_bytes": memory_bytes}
+    (result,) = launch.run("measure", [told], told["world_size"], **limits, where=side.overlay, environment=STEADY)
     if result["status"] != "ok":
         raise Failed(f"{side.name} ({side.words})", result)
     return float(statistics.median(result["series"]["samples_ms"]))

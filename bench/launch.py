@@ -49,10 +49,12 @@ def run(
     deadline_s: float,
     memory_bytes: int = 0,
     where: Path | None = None,
+    environment: dict[str, str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The results of the jobs, in order, each as soon as it is there.
 
-    where: the folder whose attn and bench the ranks import; the current one where nothing is said.
+    where: the folder whose attn and bench the ranks import; the current one where nothing is said. environment: what
+    their environment has besides ours.
     """
     reason = why_not()
     if reason:
@@ -60,7 +62,7 @@ def run(
         return
     done = 0
     while done < len(jobs):
-        with _Launch(task, jobs[done:], world_size, deadline_s, memory_bytes, where) as launch:
+        with _Launch(task, jobs[done:], world_size, deadline_s, memory_bytes, where, environment) as launch:
             for result, alive in launch.results():
                 yield result
                 done += 1
@@ -79,6 +81,7 @@ class _Launch:
         deadline_s: float,
         memory_bytes: int,
         where: Path | None,
+        environment: dict[str, str] | None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="attn-bench-ring-"))
         self.count, self.world_size, self.deadline_s = len(jobs), world_size, deadline_s
@@ -94,6 +97,7 @@ class _Launch:
         self.process = subprocess.Popen(
             [*command, str(self.folder)],
             cwd=where,
+            env=os.environ | (environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=subprocess.STDOUT,
