@@ -29,11 +29,11 @@ SLOWER, INCONCLUSIVE, COULD_NOT = 1, 2, 3
 _SHOWN = 3
 HELP = """\
 Is HEAD slower than BASE? Both revisions are judged and timed by the harness of the work tree, in pairs of fresh
-processes that take turns, on the cells of params.yaml whose code differs. A pair takes about 3 s; after 8, 12 and 16
-of them there is a look, and the first that decides ends the cell. A larger budget adds looks (24, 32, 48, 64, 96,
-128), a smaller one takes none away; of more than 6 cells the first look is at 12. `slower` and `faster`: by more than 1 %; `same`: within 3 %. Rings, and what does
-not fit into memory twice, go in whole processes, with looks at 8 and 16. Exit code: 0 the same or faster, 1 slower,
-2 inconclusive, 3 could not compare.
+processes that take turns, on the cells of params.yaml whose code differs. A pair takes about 3 s; after 8, 12 and
+16 of them there is a look, and the first that decides ends the cell. A larger budget adds looks (24, 32, 48, 64,
+96, 128), a smaller one takes none away; of more than 6 cells the first look is at 12. `slower` and `faster`: by
+more than 1 %; `same`: within 3 %. Rings, and what does not fit into memory twice, go in whole processes, with
+looks at 8 and 16. Exit code: 0 the same or faster, 1 slower, 2 inconclusive, 3 could not compare.
 """
 
 
