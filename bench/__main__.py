@@ -23,9 +23,17 @@ examples:
   python -m bench run improved --grid seed      measure without DVC
   python -m bench duel main                     is the work tree slower than main? exit 1 when it is
   python -m bench table seed                    the seed table, from what is recorded
+  python -m bench diff main                     what is slower than what main has recorded
   python -m bench publish my-laptop             keep what was measured here under a name
   python -m bench gate                          exit 1 where a row is wrong, crashed or timed out
 """
+
+_DIFF = """\
+Compare the recorded results of two revisions, read from git and DVC without a checkout. A row is compared by the ratio
+to its yardstick, taken in turns in one process, where the yardstick is the same at both, else by its time. Two recorded
+runs are two moments of a machine: for a decision use `python -m bench duel`. Exit code: 0 nothing is slower; 1 a cell
+is slower, or was ok and is incorrect, crashed, timed out or out of memory; 2 neither, but some changes are
+inconclusive; 3 could not compare: bad input, nothing recorded, another machine, or no cell with figures at both."""
 
 _Command = Callable[[grid.Params, argparse.Namespace], int]
 
@@ -66,7 +74,10 @@ def parser() -> argparse.ArgumentParser:
     ran = add("run", commands.run, "check and measure one implementation without DVC", "run improved --grid seed")
     ran.add_argument("implementation", help="a row's name")
     ran.add_argument("--grid", required=True, help="a grid of params.yaml")
-    for sub in (listed, checked, ran):
+    told = "compare the recorded results of two revisions"
+    compared = add("diff", commands.diff, told, "diff main --json", _DIFF, bad_input=3)  # 2 is an answer of its own
+    _of_two_revisions(compared)
+    for sub in (listed, checked, ran, compared):
         sub.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
     duel_command.arguments(
         add(
@@ -82,13 +93,18 @@ def parser() -> argparse.ArgumentParser:
     gated = add("gate", commands.gate, "exit 1 where a row is incorrect, crashed or timed out", "gate")
     written = add("docs", commands.docs, "fill in the generated parts of README.md and docs/", "docs --check")
     written.add_argument("--check", action="store_true", help="change nothing; exit 1 where a file is out of date")
-    for sub in (shown, gated):
+    for sub in (shown, gated, compared):
         sub.add_argument("--machine", help="a folder of results/; the one of params.yaml when left out")
     return top
 
 
+def _of_two_revisions(compared: argparse.ArgumentParser) -> None:
+    compared.add_argument("base", metavar="BASE", help="a revision, by any name that git knows")
+    compared.add_argument("head", metavar="HEAD", nargs="?", help="another; the work tree as it is when left out")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 the answer is no, 2 bad input (of `duel` 3), 130 interrupted."""
+    """Exit codes: 0 done, 1 the answer is no, 2 bad input (`duel` and `diff`: 3), 130 interrupted."""
     asked, unknown = parser().parse_known_args(arguments)
     if unknown:
         asked.parser.error(f"unrecognized arguments: {' '.join(unknown)}")

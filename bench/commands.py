@@ -176,6 +176,21 @@ def docs(_: Params, asked: Namespace) -> int:
     return 1 if stale and asked.check else 0
 
 
+def diff(params: Params, asked: Namespace) -> int:
+    """Exit 0 nothing slower, 1 something is, 2 not every cell could be told, 3 could not compare."""
+    from bench import diff as differences
+    from bench import diff_tables, recorded, revision
+
+    results = _results(params, asked)
+    try:
+        base, head = (recorded.load(revision.find(name), results) for name in (asked.base, asked.head))
+        found = differences.compare(base, head)
+    except revision.CannotCompare as error:
+        raise BadInput(str(error)) from None
+    print(found.model_dump_json(indent=1) if asked.json else diff_tables.text(found), end="\n" if asked.json else "")
+    return found.exit_code
+
+
 @contextmanager
 def _readable() -> Iterator[None]:
     """Results that are not there, or that cannot be what we wrote, are one sentence."""
