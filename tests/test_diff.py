@@ -84,6 +84,8 @@ def test_what_dvc_recorded_of_the_yardsticks_code_goes_before_its_files(history,
     history.write(timed(4.0, reference_ms=2.0))
     (history.path / "attn/impl/sdpa.py").write_text("# words\n" + SDPA, encoding="utf-8")
     assert tells("v2").changes[0].by == "ratio"
+    history.lock("one", elsewhere="changed")  # what another machine measured
+    assert tells("v2").changes[0].by == "ratio"
     history.lock("two")
     assert tells("v2").changes[0].by == "time"
 
