@@ -67,6 +67,11 @@ class Duel:
     clock: str
 
     @property
+    def pair_s(self) -> float:
+        """How long a pair should take, so that the budget holds the least number of them and what comes before."""
+        return self.budget_s / (LEAST + 2)
+
+    @property
     def limits(self) -> dict[str, Any]:
         """Of every worker."""
         protocol = self.params.protocol
@@ -119,7 +124,8 @@ def run(
     outcomes = [Outcome(key, "could not compare", reason) for key, reason in chosen.broken.items()]
     duel = Duel(params, identity, both, budget_s, clock)
     with ExitStack() as stack:
-        unsolved = _solve(duel, chosen.cells)
+        with steps("duel truths", len({duel.truth(cell) for cell in chosen.cells})) as progress:
+            unsolved = solve(duel, chosen.cells, progress)
         outcomes += [Outcome(key, "skipped", f"its oracle: {reason}") for key, reason in unsolved.items()]
         cells = [cell for cell in chosen.cells if cell.key not in unsolved]
         if cells:
@@ -129,18 +135,17 @@ def run(
     return corrected(outcomes)
 
 
-def _solve(duel: Duel, cells: list[Cell]) -> dict[str, str]:
+def solve(duel: Duel, cells: list[Cell], progress: Steps) -> dict[str, str]:
     """Write the truth of every cell, once a workload; the reasons of those that have none."""
     files = {duel.truth(cell): cell.workload for cell in cells}
     reasons: dict[Path, str] = {}
-    with steps("duel truths", len(files)) as progress:
-        for path, workload in files.items():
-            seed, limit = duel.params.protocol.seed, duel.limits["memory_bytes"]
-            told = {"path": str(path), "kind": path.parent.name, "workload": workload.as_dict(), "seed": seed}
-            result = worker.isolated("solve_and_write", told, deadline_s=DEADLINE_S, memory_bytes=limit)
-            if result["status"] != "ok":
-                reasons[path] = f"{result['status']}: {result['reason']}"
-            progress.step(workload.key)
+    for path, workload in files.items():
+        seed, limit = duel.params.protocol.seed, duel.limits["memory_bytes"]
+        told = {"path": str(path), "kind": path.parent.name, "workload": workload.as_dict(), "seed": seed}
+        result = worker.isolated("solve_and_write", told, deadline_s=DEADLINE_S, memory_bytes=limit)
+        if result["status"] != "ok":
+            reasons[path] = f"{result['status']}: {result['reason']}"
+        progress.step(workload.key)
     return {cell.key: reasons[duel.truth(cell)] for cell in cells if duel.truth(cell) in reasons}
 
 
@@ -171,7 +176,7 @@ def _pairs(
         base, head = (partial(alone, server, side, job, duel.clock) for side in duel.both)
         return Whole(base, head, rng), LOOKS_WHOLE
     slices = Slices(server, duel.both, job, duel.clock, rng)
-    return slices, looks_within(duel.budget_s, slices.calibrate(), n_cells)
+    return slices, looks_within(duel.budget_s, slices.calibrate(duel.pair_s), n_cells)
 
 
 def looks_within(budget_s: float, pair_s: float, n_cells: int) -> tuple[int, ...]:

@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 
 SLOWER, INCONCLUSIVE, COULD_NOT = 1, 2, 3
 _SHOWN = 3
+BUDGET_S = 40
 HELP = """\
 Is HEAD slower than BASE? Both revisions are judged and timed by the harness of the work tree, in pairs of fresh
-processes that take turns, on the cells of params.yaml whose code differs. A pair takes about 3 s; after 8, 12 and
-16 of them there is a look, and the first that decides ends the cell. A larger budget adds looks (24, 32, 48, 64,
-96, 128), a smaller one takes none away; of more than 6 cells the first look is at 12. `slower` and `faster`: by
-more than 1 %; `same`: within 3 %. Rings, and what does not fit into memory twice, go in whole processes, with
-looks at 8 and 16. Exit code: 0 the same or faster, 1 slower, 2 inconclusive, 3 could not compare.
+processes that take turns, on the cells of params.yaml whose code differs. After 8, 12 and 16 pairs there is a look,
+and the first that decides ends the cell. Pairs are made so long that 16 fill the budget, but of small cells at most 3
+s; what a larger budget leaves adds looks (24, 32, 48, 64, 96, 128). Of more than 6 cells the first look is at 12.
+`slower` and `faster`: by more than 1 %; `same`: within 3 %. Rings, and what does not fit into memory twice, go in
+whole processes, with looks at 8 and 16. Exit code: 0 the same or faster, 1 slower, 2 inconclusive, 3 could not
+compare.
 """
 
 
@@ -42,7 +44,9 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("base", metavar="BASE", help="a revision: a branch, a tag, a commit")
     sub.add_argument("head", metavar="HEAD", nargs="?", help="another; left out, the work tree as it is")
     sub.add_argument("--cells", metavar="REGEX", help="cells whose names match, also where their code is the same")
-    sub.add_argument("--budget", metavar="SECONDS", type=float, default=45.0, help="of a cell; 45 when left out")
+    sub.add_argument(
+        "--budget", metavar="SECONDS", type=float, default=BUDGET_S, help=f"of a cell; {BUDGET_S} when left out"
+    )
     sub.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time on one thread, for a busy machine"
     )
@@ -65,7 +69,7 @@ def duel(params: Params, asked: Namespace) -> int:
     if asked.clock == "cpu" and identity["device"] != "cpu":
         raise BadInput(f"--clock cpu: the device is {identity['device']}, allowed: wall")
     try:
-        with _stopped_by_signals(), worktrees.sides(asked.base, asked.head) as both:
+        with stopped_by_signals(), worktrees.sides(asked.base, asked.head) as both:
             chosen = duel_cells.choose(params, identity, both, asked.cells, asked.clock)
             if asked.cells is not None and not (chosen.cells or chosen.skipped or chosen.broken):
                 raise BadInput(f"--cells {asked.cells}: no cell of params.yaml matches")
@@ -142,7 +146,7 @@ def _document(
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[None]:
+def stopped_by_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP end this as Ctrl-C does: with everything put away."""
 
     def stop(number: int, _: FrameType | None) -> NoReturn:

@@ -26,8 +26,9 @@ from bench import closure, guard, launch, worker
 from bench.duel_server import END, MESSAGE, START
 from bench.worktrees import Side
 
+CLOCKS = ("wall", "cpu")
 SLICE_MS, BLOCKS = 40.0, 16
-PAIR_MS = 4000.0  # of slices: where a single call takes longer than a slice should, there are fewer blocks
+PAIR_S = 4.0  # of slices: where a single call takes longer than a slice should, there are fewer blocks
 LEAST_BLOCKS = 2
 READY_S = 120.0
 
@@ -42,6 +43,8 @@ STEADY = {
 }
 
 JobOf = Callable[[Side, int], dict[str, Any]]  # side, number of the pair -> what its worker is told
+Block = tuple[str, list[float], list[float]]  # order of its slices; of each in that order, wall and processor ms a call
+NOTHING = (0, 1)
 
 
 class Failed(Exception):
@@ -54,15 +57,15 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Pair:
-    """What a pair gave: `value` is log(head / base); times are milliseconds a call.
+    """What a pair gave: `value` is log(head / base); times are milliseconds a call, by the clock that was asked for.
 
-    blocks: of each, its order and the four slices in that order; of whole processes, one block of medians.
+    blocks: all its slices; of whole processes, one block of their medians by that clock alone.
     """
 
     value: float
     base_ms: float
     head_ms: float
-    blocks: list[tuple[str, list[float]]]
+    blocks: list[Block]
 
 
 class Server:
@@ -168,24 +171,41 @@ class Worker:
 
 
 class Slices:
-    """Pairs of workers that take turns. `calls` a slice and `blocks` are set once, by `calibrate`."""
+    """Pairs of workers that take turns. `calls` a slice and `blocks` are set once, by `calibrate`.
 
-    def __init__(self, server: Server, both: tuple[Side, Side], job: JobOf, clock: str, rng: random.Random) -> None:
+    extra: (k, n) lets head make k calls more in every n, for real, so that a known truth can be looked for.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        both: tuple[Side, Side],
+        job: JobOf,
+        clock: str,
+        rng: random.Random,
+        extra: tuple[int, int] = NOTHING,
+    ) -> None:
         self._server, self._both, self._job, self._clock, self._rng = server, both, job, clock, rng
+        self._extra = {"A": NOTHING, "B": extra}
         self.calls = self.blocks = 1
 
-    def calibrate(self) -> float:
-        """One pair that counts for nothing; about how many seconds a pair will take."""
-        start = time.monotonic()
+    def calibrate(self, wanted_s: float) -> float:
+        """One pair that counts for nothing, so that later ones take about `wanted_s` seconds; what they will take.
+
+        On a busy machine a pair has fewer blocks, not the duel fewer pairs: pairs are what it counts.
+        """
+        start, multiple = time.monotonic(), self._extra["B"][1]
         with ExitStack() as stack:
             workers, ms = self._prepared(stack, 0)
             ms_per_call = math.sqrt(ms["A"] * ms["B"])
-            self.calls = max(1, round(SLICE_MS / ms_per_call))
-            block_ms = 4 * self.calls * ms_per_call
-            self.blocks = max(LEAST_BLOCKS, min(BLOCKS, int(PAIR_MS / block_ms)))
+            self.calls = multiple * max(1, round(SLICE_MS / ms_per_call / multiple))
+            before = time.monotonic()
             self._block(workers)
+            block_s = time.monotonic() - before
             self._end(workers)
-        return time.monotonic() - start + (self.blocks - 1) * block_ms / 1e3
+        around_s = time.monotonic() - start - block_s
+        self.blocks = max(LEAST_BLOCKS, min(BLOCKS, int(min(wanted_s - around_s, PAIR_S) / block_s)))
+        return around_s + self.blocks * block_s
 
     def __call__(self, number: int) -> Pair:
         """A pair: the median of its blocks."""
@@ -193,7 +213,7 @@ class Slices:
             workers, _ = self._prepared(stack, number)
             blocks = [self._block(workers) for _ in range(self.blocks)]
             self._end(workers)
-        return in_slices(blocks)
+        return in_slices(blocks, self._clock)
 
     def _prepared(self, stack: ExitStack, number: int) -> tuple[dict[str, Worker], dict[str, float]]:
         """Workers that have been judged and are warm, A and B, started in random order; their milliseconds a call."""
@@ -201,13 +221,15 @@ class Slices:
         for letter in self._rng.sample("AB", 2):
             side = self._both["AB".index(letter)]
             workers[letter] = stack.enter_context(Worker(self._server, side))
-            ms[letter] = workers[letter].ask("prepare", job=self._job(side, number))["ms_per_call"]
+            asked = {"job": self._job(side, number), "extra": self._extra[letter]}
+            ms[letter] = workers[letter].ask("prepare", **asked)["ms_per_call"]
         return workers, ms
 
-    def _block(self, workers: dict[str, Worker]) -> tuple[str, list[float]]:
+    def _block(self, workers: dict[str, Worker]) -> Block:
         order = self._rng.choice(("ABBA", "BAAB"))
-        slices = (workers[letter].ask("slice", calls=self.calls)[self._clock] for letter in order)
-        return order, [ms / self.calls for ms in slices]
+        slices = [workers[letter].ask("slice", calls=self.calls) for letter in order]
+        wall, cpu = ([one[clock] / self.calls for one in slices] for clock in CLOCKS)
+        return order, wall, cpu
 
     def _end(self, workers: dict[str, Worker]) -> None:
         for one in workers.values():
@@ -223,7 +245,7 @@ class Whole:
     def __call__(self, number: int) -> Pair:
         """A pair, in random order."""
         ms = {letter: self._take[letter](number) for letter in self._rng.sample("AB", 2)}
-        return Pair(math.log(ms["B"] / ms["A"]), ms["A"], ms["B"], [("".join(ms), list(ms.values()))])
+        return Pair(math.log(ms["B"] / ms["A"]), ms["A"], ms["B"], [("".join(ms), list(ms.values()), [])])
 
 
 def alone(server: Server, side: Side, job: JobOf, clock: str, number: int) -> float:
@@ -231,7 +253,7 @@ def alone(server: Server, side: Side, job: JobOf, clock: str, number: int) -> fl
     with Worker(server, side) as one:
         ms_per_call: float = one.ask("prepare", job=job(side, number))["ms_per_call"]
         calls = max(1, round(SLICE_MS / ms_per_call))
-        count = max(2 * LEAST_BLOCKS, min(2 * BLOCKS, int(PAIR_MS / (2 * calls * ms_per_call))))
+        count = max(2 * LEAST_BLOCKS, min(2 * BLOCKS, int(1e3 * PAIR_S / (2 * calls * ms_per_call))))
         slices: list[float] = [one.ask("slice", calls=calls)[clock] / calls for _ in range(count)]
         one.ask("end")
     return statistics.median(slices)
@@ -247,11 +269,12 @@ def launched(side: Side, job: JobOf, number: int, *, deadline_s: float, memory_b
     return float(statistics.median(result["series"]["samples_ms"]))
 
 
-def in_slices(blocks: list[tuple[str, list[float]]]) -> Pair:
-    """The pair that these blocks make: of each the log ratio of its sums, and of those the median."""
+def in_slices(blocks: list[Block], clock: str) -> Pair:
+    """The pair that these blocks make by a clock: of each the log ratio of its sums, and of those the median."""
+    which = CLOCKS.index(clock)
     sums = [
-        {letter: sum(ms for one, ms in zip(order, slices, strict=True) if one == letter) for letter in "AB"}
-        for order, slices in blocks
+        {letter: sum(ms for one, ms in zip(order, slices[which], strict=True) if one == letter) for letter in "AB"}
+        for order, *slices in blocks
     ]
     return Pair(
         value=statistics.median(math.log(one["B"] / one["A"]) for one in sums),

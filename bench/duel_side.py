@@ -6,6 +6,7 @@ import gc
 import json
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,25 @@ from bench.timing import warm_up
 from bench.worker import status_of
 
 
+class MoreWork:
+    """A call that is made twice in k of every n times, evenly spread: a slow-down whose truth is known."""
+
+    def __init__(self, call: Callable[[], object], k: int, n: int) -> None:
+        self._call, self._k, self._n, self._owed = call, k, n, 0
+
+    def __call__(self) -> None:
+        """Once, or twice where that is due."""
+        self._call()
+        self._owed += self._k
+        if self._owed >= self._n:
+            self._owed -= self._n
+            self._call()
+
+
 class Contestant:
     """A row on one cell, in a process of its own."""
 
-    def __init__(self, fields: dict[str, Any]) -> None:
+    def __init__(self, fields: dict[str, Any], extra: list[int]) -> None:
         self.job = Job(**fields)
         torch.set_num_threads(self.job.threads)
         torch.manual_seed(self.job.protocol["seed"] + self.job.process)
@@ -37,6 +53,7 @@ class Contestant:
         self.first = solved.read(Path(self.job.oracle))
         with registry.third_party():
             self.call = make(self.implementation, self.workload, self.first.inputs, self.job.device)
+        self.timed = MoreWork(self.call, *extra) if extra[0] else self.call
 
     def prepare(self) -> dict[str, Any]:
         """Judge, warm up; milliseconds of a call. From here on nothing is collected."""
@@ -46,10 +63,10 @@ class Contestant:
         if not verdict.right:
             return {"status": "incorrect", "reason": verdict.reason}
         self.call.forget()
-        calls = warm_up(lambda n: self.device.elapsed_ms(self.call, n), self.job.protocol, lambda x: x)
+        calls = warm_up(lambda n: self.device.elapsed_ms(self.timed, n), self.job.protocol, lambda x: x)
         gc.collect()
         gc.disable()
-        return {"status": "ok", "ms_per_call": self.device.elapsed_ms(self.call, calls) / calls}
+        return {"status": "ok", "ms_per_call": self.device.elapsed_ms(self.timed, calls) / calls}
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Do what is asked."""
@@ -65,7 +82,7 @@ class Contestant:
         """So many calls in a row: wall milliseconds, and processor milliseconds of all threads."""
         self.device.flush()
         before = time.process_time_ns()
-        wall_ms = self.device.elapsed_ms(self.call, calls)
+        wall_ms = self.device.elapsed_ms(self.timed, calls)
         return {"status": "ok", "wall": wall_ms, "cpu": (time.process_time_ns() - before) / 1e6}
 
     def end(self) -> dict[str, Any]:
@@ -87,7 +104,7 @@ def serve(connection: Connection) -> None:
         asked = json.loads(connection.recv_bytes())
         try:
             if asked["do"] == "prepare":
-                contestant = Contestant(asked["job"])
+                contestant = Contestant(asked["job"], asked.get("extra", [0, 1]))
             assert contestant is not None
             result = contestant.answer(asked)
         except Unsupported as error:

@@ -81,11 +81,13 @@ def test_the_budget_adds_looks_and_takes_none_away(budget_s, pair_s, n_cells, lo
 
 
 def test_a_pair_is_the_median_of_its_blocks_ratios():
-    blocks = [("ABBA", [1.0, 2.0, 4.0, 1.0]), ("BAAB", [2.0, 1.0, 1.0, 2.0]), ("ABBA", [1.0, 50.0, 50.0, 1.0])]
-    found = duel_pairs.in_slices(blocks)
+    wall = [("ABBA", [1.0, 2.0, 4.0, 1.0]), ("BAAB", [2.0, 1.0, 1.0, 2.0]), ("ABBA", [1.0, 50.0, 50.0, 1.0])]
+    blocks = [(order, slices, [2.0 if letter == "A" else 3.0 for letter in order]) for order, slices in wall]
+    found = duel_pairs.in_slices(blocks, "wall")
     assert found.value == pytest.approx(np.log(3.0))
     assert (found.base_ms, found.head_ms) == (1.0, 3.0)
     assert found.blocks == blocks
+    assert duel_pairs.in_slices(blocks, "cpu").value == pytest.approx(np.log(1.5))
 
 
 def outcome(verdict, cell="a", p=0.001, change=5.0):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,20 +140,49 @@ def test_a_pair_takes_turns_in_balanced_blocks_of_the_same_number_of_calls(
 ) -> None:
     monkeypatch.setattr(duel_pairs, "BLOCKS", 4)
     slices = Slices(server, both, partial(job, tmp_path), clock, random.Random(0))
-    assert slices.calibrate() > 0
+    assert slices.calibrate(10) > 0
     found = slices(1)
     assert len(found.blocks) == slices.blocks == 4
-    assert {order for order, _ in found.blocks} <= {"ABBA", "BAAB"}
-    assert all(len(times) == 4 and min(times) > 0 for _, times in found.blocks)
+    assert {order for order, *_ in found.blocks} <= {"ABBA", "BAAB"}
+    assert all(len(times) == 4 and min(times) > 0 for _, *both_clocks in found.blocks for times in both_clocks)
     assert found.base_ms > 0 < found.head_ms
+
+
+@pytest.mark.usefixtures("short_slices")
+def test_injected_calls_are_really_made_on_one_side_only(
+    server: Server, both: tuple[Side, Side], tmp_path: Path
+) -> None:
+    """Each call writes a letter into the file of its process."""
+    told = measure_job(
+        faulty(tmp_path, f"open({str(tmp_path)!r} + f'/{{os.getpid()}}', 'a').write('.')"), WORKLOAD, tmp_path
+    )
+    slices = Slices(server, both, lambda side, n: {**told, "process": n}, "wall", random.Random(0), extra=(3, 4))
+    slices.calibrate(10)
+    assert slices.calls % 4 == 0
+    slices.blocks = 1
+    for path in tmp_path.glob("[0-9]*"):
+        path.unlink()
+    with ExitStack() as stack:
+        workers, _ = slices._prepared(stack, 1)
+        before = written(tmp_path)
+        slices._block(workers)
+        grown = sorted(after - before[pid] for pid, after in written(tmp_path).items())
+    assert grown == [2 * slices.calls, 2 * slices.calls * 7 // 4]
+
+
+def written(folder: Path) -> dict[str, int]:
+    """Letters in the files that are named by process ids."""
+    return {path.name: path.stat().st_size for path in folder.glob("[0-9]*")}
 
 
 def test_a_slow_call_makes_fewer_blocks(server: Server, both: tuple[Side, Side], tmp_path: Path) -> None:
     told = measure_job(faulty(tmp_path, "time.sleep(0.28)"), WORKLOAD, tmp_path)
     slices = Slices(server, both, lambda _, number: {**told, "process": number}, "wall", random.Random(0))
-    slices.calibrate()
+    slices.calibrate(100)
     assert slices.calls == 1
     assert slices.blocks in (2, 3)
+    assert slices.calibrate(0.1) > 2
+    assert slices.blocks == 2
 
 
 def test_each_side_imports_its_own_attn(server: Server, both: tuple[Side, Side], tmp_path: Path) -> None:
@@ -313,11 +343,12 @@ def test_a_base_whose_attn_does_not_fit_is_one_sentence(repo: Repo) -> None:
 @pytest.fixture
 def amid_duel(repo: Repo) -> Iterator[subprocess.Popen[bytes]]:
     """A duel that has taken its first pair and would go on for long."""
-    append(repo, "bench/duel_pairs.py", "\n\nSLICE_MS, BLOCKS = 40.0, 200\nPAIR_MS = 1e6\n")
+    append(repo, "bench/duel_pairs.py", "\n\nSLICE_MS, BLOCKS = 40.0, 200\nPAIR_S = 1e6\n")
     with (repo.path.parent / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "bench", "duel", "HEAD", "HEAD", "--cells", ONE_CELL], cwd=repo.path,
-            env=environment(repo), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            [sys.executable, "-m", "bench", "duel", "HEAD", "HEAD", "--cells", ONE_CELL, "--budget", "1e5"],
+            cwd=repo.path, env=environment(repo), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,
         )  # fmt: skip
     try:
         workers = [f"{side}-side" for side in ("base", "head")]
