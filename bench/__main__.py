@@ -9,7 +9,7 @@ from functools import partial
 from typing import NoReturn
 
 try:
-    from bench import commands, duel_command, grid
+    from bench import commands, duel_command, grid, selftest_command
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] in ("attn", "bench"):
         raise
@@ -22,6 +22,7 @@ examples:
   python -m bench check my/idea.py --json       judge a file from anywhere
   python -m bench run improved --grid seed      measure without DVC
   python -m bench duel main                     is the work tree slower than main? exit 1 when it is
+  python -m bench selftest aa                   how often does duel cry wolf on this machine?
   python -m bench table seed                    the seed table, from what is recorded
   python -m bench diff main                     what is slower than what main has recorded
   python -m bench publish my-laptop             keep what was measured here under a name
@@ -84,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
             "duel", duel_command.duel, "is a revision slower than another?", "duel main", duel_command.HELP, bad_input=3
         )
     )
+    says = "this machine's own false-alarm rate and power"
+    tested = add("selftest", selftest_command.selftest, says, "selftest aa --duels 20", selftest_command.HELP)
+    selftest_command.arguments(tested)
     shown = add("table", commands.table, "print a table from what is recorded", "table seed")
     shown.add_argument("grid", nargs="?", help="a grid of params.yaml; all of them when left out")
     shown.add_argument("--details", action="store_true", help="all columns, for the seed grid too")
@@ -93,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     gated = add("gate", commands.gate, "exit 1 where a row is incorrect, crashed or timed out", "gate")
     written = add("docs", commands.docs, "fill in the generated parts of README.md and docs/", "docs --check")
     written.add_argument("--check", action="store_true", help="change nothing; exit 1 where a file is out of date")
-    for sub in (shown, gated, compared):
+    for sub in (shown, gated, compared, tested):
         sub.add_argument("--machine", help="a folder of results/; the one of params.yaml when left out")
     return top
 
