@@ -171,7 +171,10 @@ class Worker:
 
 
 class Slices:
-    """Pairs of workers that take turns. `calls` a slice and `blocks` are set once, by `calibrate`.
+    """Pairs of workers that take turns. `calls` a slice and the seconds of a pair are set once, by `calibrate`.
+
+    A pair has fewer blocks where its time is spent before, as on a busy machine: pairs are what a duel counts. Which
+    side is the slower one does not matter for when it ends, since a block holds both alike.
 
     extra: (k, n) lets head make k calls more in every n, for real, so that a known truth can be looked for.
     """
@@ -187,13 +190,10 @@ class Slices:
     ) -> None:
         self._server, self._both, self._job, self._clock, self._rng = server, both, job, clock, rng
         self._extra = {"A": NOTHING, "B": extra}
-        self.calls = self.blocks = 1
+        self.calls, self._wanted_s = 1, 0.0
 
     def calibrate(self, wanted_s: float) -> float:
-        """One pair that counts for nothing, so that later ones take about `wanted_s` seconds; what they will take.
-
-        On a busy machine a pair has fewer blocks, not the duel fewer pairs: pairs are what it counts.
-        """
+        """One pair that counts for nothing; how many seconds, up to about `wanted_s`, each later one will take."""
         start, multiple = time.monotonic(), self._extra["B"][1]
         with ExitStack() as stack:
             workers, ms = self._prepared(stack, 0)
@@ -203,15 +203,19 @@ class Slices:
             self._block(workers)
             block_s = time.monotonic() - before
             self._end(workers)
-        around_s = time.monotonic() - start - block_s
-        self.blocks = max(LEAST_BLOCKS, min(BLOCKS, int(min(wanted_s - around_s, PAIR_S) / block_s)))
-        return around_s + self.blocks * block_s
+        self._wanted_s, around_s = wanted_s, time.monotonic() - start - block_s
+        blocks = max(LEAST_BLOCKS, min(BLOCKS, int(min(wanted_s - around_s, PAIR_S) / block_s)))
+        return around_s + blocks * block_s
 
     def __call__(self, number: int) -> Pair:
         """A pair: the median of its blocks."""
+        start = time.monotonic()
         with ExitStack() as stack:
             workers, _ = self._prepared(stack, number)
-            blocks = [self._block(workers) for _ in range(self.blocks)]
+            ready, blocks = time.monotonic(), list[Block]()
+            end = min(start + self._wanted_s, ready + PAIR_S)
+            while len(blocks) < BLOCKS and (len(blocks) < LEAST_BLOCKS or _another(ready, len(blocks)) <= end):
+                blocks.append(self._block(workers))
             self._end(workers)
         return in_slices(blocks, self._clock)
 
@@ -246,6 +250,12 @@ class Whole:
         """A pair, in random order."""
         ms = {letter: self._take[letter](number) for letter in self._rng.sample("AB", 2)}
         return Pair(math.log(ms["B"] / ms["A"]), ms["A"], ms["B"], [("".join(ms), list(ms.values()), [])])
+
+
+def _another(start: float, blocks: int) -> float:
+    """When one block more would be over, if it takes as long as these did on average."""
+    now = time.monotonic()
+    return now + (now - start) / blocks
 
 
 def alone(server: Server, side: Side, job: JobOf, clock: str, number: int) -> float:
