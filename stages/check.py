@@ -4,13 +4,14 @@ import sys
 from pathlib import Path
 
 from attn import registry
-from bench import checking, grid, guard, records
+from bench import checking, grid, guard, mend, records
 from bench.files import read_json, write_json
 
 
 def main(machine: str, name: str) -> None:
     """A report with figures, and a verdict without any."""
     guard.die_with_dvc()
+    mend.keep()
     results = Path("results") / machine
     report = checking.check(registry.IMPL_DIR / f"{name}.py", grid.load(), read_json(results / "machine.json"))
     write_json(records.check_path(results, name), report)
