@@ -69,6 +69,7 @@ HARNESS = tuple(closure.ROOT / "bench" / f"{name}.py" for name in ("runner", "me
 
 def run(campaign: Campaign) -> list[Record]:
     """Measure every cell that can be, in random order, each in several processes."""
+    store.sweep(campaign.scratch)
     todo = cells(campaign.params, campaign.family, campaign.implementation, campaign.grid)
     known = {cell.key: reason for cell in todo if (reason := _why_not(campaign, cell))}
     results: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -87,9 +88,9 @@ def run(campaign: Campaign) -> list[Record]:
     return [_record(campaign, cell, known.get(cell.key), results[cell.key]) for cell in todo]
 
 
-def finish(campaign: Campaign) -> None:
-    """The record is on disk: forget the samples kept for an interruption."""
-    campaign.store.clear()
+def finish(campaign: Campaign, record: Path) -> None:
+    """The record is on disk: what was kept for an interruption is forgotten when DVC knows it too."""
+    campaign.store.recorded(record)
 
 
 def _why_not(campaign: Campaign, cell: Cell) -> tuple[records.Status, str] | None:

@@ -1,5 +1,6 @@
 """Real faults: whatever an implementation does to its process, and whatever happens to a running pipeline."""
 
+import json
 import os
 import re
 import select
@@ -213,8 +214,28 @@ def test_a_killed_pipeline_leaves_no_process_and_goes_on_with_what_was_measured(
     assert again.code == 0, again.output
     assert again.stages == ["probe@local", TARGET]
     assert len(re.findall(r"improved-seed-\S+ kept from before", again.output)) == 1, again.output
-    assert not list(tiny.path.glob(".scratch/cells/*/*")), "what was kept is used once"
     assert tiny.repro(TARGET).stages == ["probe@local"]
+    forced = tiny.repro("--force", "--single-item", TARGET)
+    assert "kept from before" not in forced.output, "what was kept is used once"
+
+
+@pytest.mark.pipeline
+def test_a_pipeline_killed_before_it_knows_a_record_measures_nothing_twice(tiny: Repo) -> None:
+    """The stage has written its record; dvc, which would note it down, is gone."""
+    tiny.edit("params.yaml", "  samples: 5", "  samples: 6")
+    stage = (sys.executable, "-m", "stages.bench", "core", "local", "improved", "seed")
+    measured = re.compile(r"improved-seed-\S+ process 0: ")
+    assert len(measured.findall(tiny.run(*stage).stdout)) == 2
+    before = tiny.read("results/local/bench/improved-seed.json")
+    again = tiny.repro(TARGET)
+    assert again.stages == ["probe@local", TARGET]
+    assert len(re.findall(r"improved-seed-\S+ kept from before", again.output)) == 2, again.output
+    assert not measured.search(again.output)
+    samples = [record["processes"][0]["series"] for record in json.loads(before)]
+    now = json.loads(tiny.read("results/local/bench/improved-seed.json"))
+    assert [record["processes"][0]["series"] for record in now] == samples
+    forced = tiny.repro("--force", "--single-item", TARGET)
+    assert len(measured.findall(forced.output)) == 2, "dvc knows the record: a run that is asked for measures"
 
 
 @pytest.mark.pipeline
