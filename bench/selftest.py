@@ -157,7 +157,7 @@ def _beside(*, busy: bool) -> Iterator[None]:
         [sys.executable, "-c", _BUSY],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=guard.die_with_parent,  # noqa: PLW1509  # only a prctl call, no lock is taken
+        preexec_fn=partial(guard.die_with_parent, os.getpid()),  # noqa: PLW1509  # only a prctl call, no lock is taken
     )
     try:
         yield

@@ -41,12 +41,14 @@ _TASKS = {
     "capture_into": "capture",
 }  # task -> its module of bench
 _LAST_LINES = 3
+SERVER_OF = "ATTN_BENCH_SERVER_OF"  # read by bench.forkserver
 
 
 def isolated(name: str, job: dict[str, Any], *, deadline_s: float, memory_bytes: int = 0) -> dict[str, Any]:
     """Run a task by name; its result, or a status with a reason."""
     _CONTEXT.set_forkserver_preload(_PRELOAD)
     guard.adopt_orphans()
+    os.environ[SERVER_OF] = str(os.getpid())
     forkserver.ensure_running()
     known = guard.descendants(os.getpid())
     receiver, sender = _CONTEXT.Pipe(duplex=False)
@@ -129,11 +131,17 @@ def _child(sender: Connection, log: str, name: str, job: str, memory_bytes: int)
     os.dup2(descriptor, 2)
     if memory_bytes:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    ours, copies = os.getpid(), list[bool]()
+    os.register_at_fork(after_in_parent=lambda: copies.append(True))  # a subprocess is none: it runs something else
     try:
         result = task(name)(json.loads(job))
     except Exception as error:  # whatever an implementation raises is a status, not our end
         traceback.print_exc()
         result = status_of(error)
+    if os.getpid() != ours:  # a copy that went on has nothing to say
+        os._exit(0)
+    if copies and result["status"] == "ok":
+        result = {"status": "incorrect", "reason": f"forked: copies of its process ran beside it ({len(copies)})"}
     sender.send_bytes(json.dumps(result).encode())
     sender.close()
     sys.stdout.flush()

@@ -147,6 +147,23 @@ def test_a_child_process_left_behind_is_gone_afterwards(end: str, tmp_path: Path
     assert_healthy_next(tmp_path)
 
 
+@pytest.mark.parametrize("child", ["", "if not KEPT[0]: os._exit(0)"])
+def test_a_fork_is_incorrect_and_its_copy_answers_nobody(child: str, tmp_path: Path) -> None:
+    """The copy runs all that its parent does, up to the result that it would hand in as well; or it ends at once."""
+    path = implementation(tmp_path, "forks", "if not KEPT: KEPT.append(os.fork())", child or HEALTHY)
+    reason = "forked: copies of its process ran beside it (1)"
+    result = worker.isolated("measure", measure_job(path, WORKLOAD, tmp_path), deadline_s=60)
+    assert (result["status"], result.get("reason")) == ("incorrect", reason)
+    result = checked(path)
+    assert (result["status"], result.get("reason")) == ("incorrect", reason)
+    assert_healthy_next(tmp_path)
+
+
+def test_a_subprocess_is_no_fork(tmp_path: Path) -> None:
+    path = implementation(tmp_path, "starts", "subprocess.run(['true'])")
+    assert checked(path)["status"] == "ok"
+
+
 def test_changed_inputs_are_incorrect(tmp_path: Path) -> None:
     result = checked(implementation(tmp_path, "changes", "k.mul_(1.0001)"))
     assert result["status"] == "incorrect"
@@ -283,3 +300,15 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("asked", ["stages.plan", "bench.forkserver"])
+def test_who_is_started_by_one_that_is_gone_ends_at_once(asked: str) -> None:
+    """Between its start and its asking to die with whoever started it, that one may be killed."""
+    gone = {"DVC_STAGE": "plan", "ATTN_BENCH_SERVER_OF": "1" if os.getppid() != 1 else "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {asked} as it; it.main()"], env=os.environ | gone, timeout=60, check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
