@@ -7,7 +7,7 @@ RUN := PATH="$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-all lint format gate docs lock hooks clean
+.PHONY: help bench test test-all lint format gate docs selftest lock hooks clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -37,6 +37,12 @@ gate: $(VENV)/.runtime ## exit 1 where a row is wrong, crashed or timed out
 	@$(RUN) python -m bench gate
 
 docs: $(VENV)/.runtime ## fill in the generated parts of README.md and docs/
+	@$(RUN) python -m bench docs
+
+selftest: $(VENV)/.dev ## how often duel cries wolf here, and what it finds: hours; goes on where it was interrupted
+	$(RUN) python -m bench selftest aa
+	$(RUN) python -m bench selftest power
+	$(RUN) python -m bench selftest power --budget 300 --duels 20 --injection 3 5
 	@$(RUN) python -m bench docs
 
 # requirements/model.txt is renewed by hand, as it says itself: other weights would be other inputs of the judge.

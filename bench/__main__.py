@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import NoReturn
 
 try:
-    from bench import commands, grid, kept
+    from bench import commands, duel_command, grid, kept, selftest_command
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] in ("attn", "bench"):
         raise
@@ -20,17 +21,37 @@ examples:
   python -m bench check improved                judge a row; exit 1 when it is wrong
   python -m bench check my/idea.py --json       judge a file from anywhere
   python -m bench run improved --grid seed      measure without DVC
+  python -m bench duel main                     is the work tree slower than main? exit 1 when it is
+  python -m bench selftest aa                   how often does duel cry wolf on this machine?
   python -m bench table seed                    the seed table, from what is recorded
+  python -m bench diff main                     what is slower than what main has recorded
   python -m bench publish my-laptop             keep what was measured here under a name
   python -m bench gate                          exit 1 where a row is wrong, crashed or timed out
 """
 
+_DIFF = """\
+Compare the recorded results of two revisions, read from git and DVC without a checkout. A row is compared by the ratio
+to its yardstick, taken in turns in one process, where the yardstick is the same at both, else by its time. Two recorded
+runs are two moments of a machine: for a decision use `python -m bench duel`. Exit code: 0 nothing is slower; 1 a cell
+is slower, or was ok and is incorrect, crashed, timed out or out of memory; 2 neither, but some changes are
+inconclusive; 3 could not compare: bad input, nothing recorded, another machine, or no cell with figures at both."""
+
 _Command = Callable[[grid.Params, argparse.Namespace], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad input has the exit code of its command."""
+
+    bad_input = 2
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(self.bad_input, f"{self.prog}: error: {message}\n")
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="python -m bench",
         description="Benchmarks of attention: judged, then measured, then recorded.",
         epilog=_EXAMPLES,
@@ -38,9 +59,11 @@ def parser() -> argparse.ArgumentParser:
     )
     subs = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, run: _Command, help_: str, example: str) -> argparse.ArgumentParser:
-        sub = subs.add_parser(name, help=help_, description=help_, epilog=f"example: python -m bench {example}")
-        sub.set_defaults(run=run)
+    def add(name: str, run: _Command, help_: str, example: str, words: str = "", bad_input: int = 2) -> _Parser:
+        epilog = f"example: python -m bench {example}"
+        sub = subs.add_parser(name, help=help_, description=words or help_, epilog=epilog)
+        sub.bad_input = bad_input
+        sub.set_defaults(run=run, parser=sub)
         return sub
 
     add("validate", commands.validate, "check params.yaml and all that it names", "validate")
@@ -52,8 +75,19 @@ def parser() -> argparse.ArgumentParser:
     ran = add("run", commands.run, "check and measure one implementation without DVC", "run improved --grid seed")
     ran.add_argument("implementation", help="a row's name")
     ran.add_argument("--grid", required=True, help="a grid of params.yaml")
-    for sub in (listed, checked, ran):
+    told = "compare the recorded results of two revisions"
+    compared = add("diff", commands.diff, told, "diff main --json", _DIFF, bad_input=3)  # 2 is an answer of its own
+    _of_two_revisions(compared)
+    for sub in (listed, checked, ran, compared):
         sub.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
+    duel_command.arguments(
+        add(
+            "duel", duel_command.duel, "is a revision slower than another?", "duel main", duel_command.HELP, bad_input=3
+        )
+    )
+    says = "this machine's own false-alarm rate and power"
+    tested = add("selftest", selftest_command.selftest, says, "selftest aa --duels 20", selftest_command.HELP)
+    selftest_command.arguments(tested)
     shown = add("table", commands.table, "print a table from what is recorded", "table seed")
     shown.add_argument("grid", nargs="?", help="a grid of params.yaml; all of them when left out")
     shown.add_argument("--details", action="store_true", help="all columns, for the seed grid too")
@@ -63,14 +97,21 @@ def parser() -> argparse.ArgumentParser:
     gated = add("gate", commands.gate, "exit 1 where a row is incorrect, crashed or timed out", "gate")
     written = add("docs", commands.docs, "fill in the generated parts of README.md and docs/", "docs --check")
     written.add_argument("--check", action="store_true", help="change nothing; exit 1 where a file is out of date")
-    for sub in (shown, gated):
+    for sub in (shown, gated, compared, tested):
         sub.add_argument("--machine", help="a folder of results/; the one of params.yaml when left out")
     return top
 
 
+def _of_two_revisions(compared: argparse.ArgumentParser) -> None:
+    compared.add_argument("base", metavar="BASE", help="a revision, by any name that git knows")
+    compared.add_argument("head", metavar="HEAD", nargs="?", help="another; the work tree as it is when left out")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 the answer is no, 2 bad input, 130 interrupted."""
-    asked = parser().parse_args(arguments)
+    """Exit codes: 0 done, 1 the answer is no, 2 bad input (`duel` and `diff`: 3), 130 interrupted."""
+    asked, unknown = parser().parse_known_args(arguments)
+    if unknown:
+        asked.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return int(asked.run(grid.load(), asked))
     except grid.InvalidParams as error:
@@ -82,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 2
+    return int(asked.parser.bad_input)
 
 
 if __name__ == "__main__":

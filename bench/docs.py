@@ -1,7 +1,7 @@
 """Fills in what README.md and docs/ show of the program's own output, so that it is never typed.
 
 A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a table of a published machine
-(`results/NAME/FILE.txt`) or `help`.
+(`results/NAME/FILE.txt`), what a self-test there found (`results/NAME/selftest.jsonl`), or `help`.
 """
 
 from __future__ import annotations
@@ -39,4 +39,8 @@ def _made(root: Path, what: str) -> str:
     path = root / what
     if not path.exists():
         raise FileNotFoundError(f"the docs show {what}, which is not there")
+    if path.suffix == ".jsonl":
+        from bench import selftest_tables
+
+        return selftest_tables.text(path)
     return path.read_text(encoding="utf-8")

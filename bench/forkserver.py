@@ -1,8 +1,11 @@
 """Imported by the fork server before anything else, and nowhere else: the server dies with its stage.
 
-A worker holds the pipe by which the server would notice, so without this both outlive a killed stage.
+A worker holds the pipe by which the server would notice, so without this both outlive a killed stage. A stage that
+is gone before we ask to die with it has left its process id in the environment.
 """
+
+import os
 
 from bench import guard
 
-guard.die_with_parent()
+guard.die_with_parent(int(os.environ["ATTN_BENCH_SERVER_OF"]))

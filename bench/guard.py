@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -14,10 +15,15 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the one that started it is gone (Linux; elsewhere nothing)."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel to kill this process when the one that started it is gone (Linux; elsewhere nothing).
+
+    parent: who that is, where it is known: it may be gone before we ask, and then this ends at once.
+    """
     if hasattr(_LIBC, "prctl"):
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if parent is not None and os.getppid() != parent:
+            os._exit(1)
 
 
 def adopt_orphans() -> None:
@@ -62,6 +68,8 @@ def die_with_dvc(poll_s: float = 0.5) -> None:
     if "DVC_STAGE" not in os.environ:
         return
     family = _ancestors()
+    if not any(b"dvc" in _command(pid) for pid in family):  # gone before we were there
+        sys.exit("the dvc that started this stage is gone (neither its parent nor the one before is called dvc)")
 
     def watch() -> None:
         while _ancestors() == family:
@@ -69,6 +77,13 @@ def die_with_dvc(poll_s: float = 0.5) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="die-with-dvc", daemon=True).start()
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _ancestors() -> tuple[int, int]:

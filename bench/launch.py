@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,27 @@ def find_mpiexec() -> str | None:
 
 
 def run(
-    task: str, jobs: list[dict[str, Any]], world_size: int, *, deadline_s: float, memory_bytes: int = 0
+    task: str,
+    jobs: list[dict[str, Any]],
+    world_size: int,
+    *,
+    deadline_s: float,
+    memory_bytes: int = 0,
+    where: Path | None = None,
+    environment: dict[str, str] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The results of the jobs, in order, each as soon as it is there."""
+    """The results of the jobs, in order, each as soon as it is there.
+
+    where: the folder whose attn and bench the ranks import; the current one where nothing is said. environment: what
+    their environment has besides ours.
+    """
     reason = why_not()
     if reason:
         yield from ({"status": "unsupported", "reason": reason} for _ in jobs)
         return
     done = 0
     while done < len(jobs):
-        with _Launch(task, jobs[done:], world_size, deadline_s, memory_bytes) as launch:
+        with _Launch(task, jobs[done:], world_size, deadline_s, memory_bytes, where, environment) as launch:
             for result, alive in launch.results():
                 yield result
                 done += 1
@@ -63,7 +75,14 @@ class _Launch:
     """One mpiexec with a folder for what goes in and comes out."""
 
     def __init__(
-        self, task: str, jobs: list[dict[str, Any]], world_size: int, deadline_s: float, memory_bytes: int
+        self,
+        task: str,
+        jobs: list[dict[str, Any]],
+        world_size: int,
+        deadline_s: float,
+        memory_bytes: int,
+        where: Path | None,
+        environment: dict[str, str] | None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="attn-bench-ring-"))
         self.count, self.world_size, self.deadline_s = len(jobs), world_size, deadline_s
@@ -78,11 +97,13 @@ class _Launch:
         command = [mpiexec, "-n", str(world_size), sys.executable, "-m", "mpi4py", "-m", "bench.ring_worker"]
         self.process = subprocess.Popen(
             [*command, str(self.folder)],
+            cwd=where,
+            env=os.environ | (environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=guard.die_with_parent,  # noqa: PLW1509  # only a prctl call, no lock is taken
+            preexec_fn=partial(guard.die_with_parent, os.getpid()),  # noqa: PLW1509  # only a prctl call, no lock is taken
         )
 
     def __enter__(self) -> _Launch:

@@ -74,6 +74,7 @@ def run(campaign: Campaign) -> list[Record]:
         Damaged: a file of the oracle is not what was written.
     """
     kept.refuse_damaged(campaign.oracle, f"oracle_{campaign.family}@{campaign.grid}")
+    store.sweep(campaign.scratch)
     todo = cells(campaign.params, campaign.family, campaign.implementation, campaign.grid)
     known = {cell.key: reason for cell in todo if (reason := _why_not(campaign, cell))}
     results: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -92,9 +93,9 @@ def run(campaign: Campaign) -> list[Record]:
     return [_record(campaign, cell, known.get(cell.key), results[cell.key]) for cell in todo]
 
 
-def finish(campaign: Campaign) -> None:
-    """The record is on disk: forget the samples kept for an interruption."""
-    campaign.store.clear()
+def finish(campaign: Campaign, record: Path) -> None:
+    """The record is on disk: what was kept for an interruption is forgotten when DVC knows it too."""
+    campaign.store.recorded(record)
 
 
 def _why_not(campaign: Campaign, cell: Cell) -> tuple[records.Status, str] | None:

@@ -1,7 +1,8 @@
 """What an unfinished stage has measured so far, so that it goes on where it was interrupted.
 
 One small file a cell and process, under a key that holds everything the samples depend on: cell, code,
-protocol and machine. Git-ignored, and emptied of a stage's entries once its record is written.
+protocol and machine. Git-ignored. A stage's entries are given up once its record is written and DVC knows it:
+between the two, dvc may be killed, would run the stage again, and all of it would be measured twice.
 """
 
 from __future__ import annotations
@@ -12,9 +13,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bench.files import read_json, write_json
+from bench.files import read_json, write_json, write_text
 
 FOLDER = Path(".scratch/cells")
+LOCK = Path("dvc.lock")
+_RECORDED = "recorded"
+
+
+def sweep(folder: Path = FOLDER, lock: Path = LOCK) -> None:
+    """Give up the entries of every stage whose record DVC knows."""
+    known = lock.read_text(encoding="utf-8") if lock.exists() else ""
+    for note in folder.glob(f"*/{_RECORDED}"):
+        if f"md5: {note.read_text(encoding='utf-8')}" in known:
+            shutil.rmtree(note.parent, ignore_errors=True)
 
 
 class Store:
@@ -35,9 +46,10 @@ class Store:
         """Keep a result."""
         write_json(self._path(cell, process), result)
 
-    def clear(self) -> None:
-        """The stage has its record: a later run measures afresh."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def recorded(self, record: Path) -> None:
+        """The stage has written its record; when DVC knows it too, a later run measures afresh."""
+        digest = hashlib.md5(record.read_bytes(), usedforsecurity=False).hexdigest()  # as dvc.lock names it
+        write_text(self._folder / _RECORDED, digest)
 
     def _path(self, cell: str, process: int) -> Path:
         return self._folder / f"{cell}.{process}.json"

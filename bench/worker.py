@@ -41,16 +41,18 @@ _TASKS = {
     "capture_into": "capture",
 }  # task -> its module of bench
 _LAST_LINES = 3
+SERVER_OF = "ATTN_BENCH_SERVER_OF"  # read by bench.forkserver
 
 
 def isolated(name: str, job: dict[str, Any], *, deadline_s: float, memory_bytes: int = 0) -> dict[str, Any]:
     """Run a task by name; its result, or a status with a reason."""
     _CONTEXT.set_forkserver_preload(_PRELOAD)
     guard.adopt_orphans()
+    os.environ[SERVER_OF] = str(os.getpid())
     forkserver.ensure_running()
     known = guard.descendants(os.getpid())
     receiver, sender = _CONTEXT.Pipe(duplex=False)
-    killed_before = _oom_kills()
+    killed_before = oom_kills()
     with tempfile.NamedTemporaryFile(prefix="attn-bench-", suffix=".log") as log:
         process = _CONTEXT.Process(
             target=_child, args=(sender, log.name, name, json.dumps(job), memory_bytes), daemon=False
@@ -64,7 +66,7 @@ def isolated(name: str, job: dict[str, Any], *, deadline_s: float, memory_bytes:
             if result:
                 return result
             process.join(5)
-            return _death(process.exitcode, _tail(log.name), _oom_kills() > killed_before)
+            return death(process.exitcode, tail(log.name), oom=oom_kills() > killed_before)
         finally:
             _end(process, known)
             receiver.close()
@@ -94,6 +96,33 @@ def status_of(error: BaseException) -> dict[str, Any]:
     return {"status": "crashed", "reason": f"{type(error).__name__}: {lines[-1][:300]}{where}"}
 
 
+def death(exit_code: int | None, last_output: str, *, oom: bool) -> dict[str, Any]:
+    """The status of a process that ended without a result."""
+    said = f"; last output: {last_output}" if last_output else ""
+    if oom:
+        return {"status": "out_of_memory", "reason": f"killed by the kernel for want of memory{said}"}
+    if exit_code is not None and exit_code < 0:
+        return {"status": "crashed", "reason": f"killed by {signal.Signals(-exit_code).name}{said}"}
+    return {"status": "crashed", "reason": f"ended with exit code {exit_code} and no result{said}"}
+
+
+def tail(path: str) -> str:
+    """The last lines of a log, in one."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 4096))
+        lines = file.read().decode(errors="replace").split("\n")
+    return " | ".join([line.strip() for line in lines if line.strip()][-_LAST_LINES:])[:400]
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed for want of memory since it started; 0 where it does not tell."""
+    try:
+        with open("/proc/vmstat", encoding="ascii") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+    except (OSError, StopIteration):
+        return 0
+
+
 def _child(sender: Connection, log: str, name: str, job: str, memory_bytes: int) -> None:
     os.setsid()
     guard.die_with_parent()
@@ -102,11 +131,17 @@ def _child(sender: Connection, log: str, name: str, job: str, memory_bytes: int)
     os.dup2(descriptor, 2)
     if memory_bytes:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    ours, copies = os.getpid(), list[bool]()
+    os.register_at_fork(after_in_parent=lambda: copies.append(True))  # a subprocess is none: it runs something else
     try:
         result = task(name)(json.loads(job))
     except Exception as error:  # whatever an implementation raises is a status, not our end
         traceback.print_exc()
         result = status_of(error)
+    if os.getpid() != ours:  # a copy that went on has nothing to say
+        os._exit(0)
+    if copies and result["status"] == "ok":
+        result = {"status": "incorrect", "reason": f"forked: copies of its process ran beside it ({len(copies)})"}
     sender.send_bytes(json.dumps(result).encode())
     sender.close()
     sys.stdout.flush()
@@ -123,32 +158,8 @@ def _receive(receiver: Connection, deadline_s: float) -> dict[str, Any] | None:
         return {}
 
 
-def _death(exit_code: int | None, tail: str, oom: bool) -> dict[str, Any]:
-    said = f"; last output: {tail}" if tail else ""
-    if oom:
-        return {"status": "out_of_memory", "reason": f"killed by the kernel for want of memory{said}"}
-    if exit_code is not None and exit_code < 0:
-        return {"status": "crashed", "reason": f"killed by {signal.Signals(-exit_code).name}{said}"}
-    return {"status": "crashed", "reason": f"ended with exit code {exit_code} and no result{said}"}
-
-
 def _end(process: Any, known: set[int]) -> None:
     """Kill the process and all that it started, also what has left its session or outlived it."""
     guard.kill(guard.descendants(process.pid) | {process.pid})
     process.join(5)
     guard.kill(guard.descendants(os.getpid()) - known)
-
-
-def _tail(path: str) -> str:
-    with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - 4096))
-        lines = file.read().decode(errors="replace").split("\n")
-    return " | ".join([line.strip() for line in lines if line.strip()][-_LAST_LINES:])[:400]
-
-
-def _oom_kills() -> int:
-    try:
-        with open("/proc/vmstat", encoding="ascii") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
-    except (OSError, StopIteration):
-        return 0

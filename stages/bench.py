@@ -3,13 +3,14 @@
 import sys
 from pathlib import Path
 
-from bench import grid, guard, kept, records, runner
+from bench import grid, guard, kept, mend, records, runner
 from bench.files import read_json
 
 
 def main(family: str, machine: str, name: str, grid_name: str) -> int:
     """Goes on where an interrupted run stopped."""
     guard.die_with_dvc()
+    mend.keep()
     results = Path("results") / machine
     params = grid.load()
     campaign = runner.Campaign(
@@ -30,8 +31,9 @@ def main(family: str, machine: str, name: str, grid_name: str) -> int:
     except kept.Damaged as error:
         print(error, file=sys.stderr)
         return 1
-    records.write(records.bench_path(results, name, grid_name), measured)
-    runner.finish(campaign)
+    path = records.bench_path(results, name, grid_name)
+    records.write(path, measured)
+    runner.finish(campaign, path)
     return 0
 
 

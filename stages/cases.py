@@ -2,12 +2,13 @@
 
 import sys
 
-from bench import grid, guard, kept, truths
+from bench import grid, guard, kept, mend, truths
 
 
 def main(kind: str) -> int:
     """Solved once; every check of that kind reads them. Exit 1, in a sentence, where real inputs are damaged."""
     guard.die_with_dvc()
+    mend.keep()
     try:
         truths.write_cases(grid.load(), kind)
     except kept.Damaged as error:

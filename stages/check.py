@@ -4,13 +4,14 @@ import sys
 from pathlib import Path
 
 from attn import registry
-from bench import checking, grid, guard, kept, records
+from bench import checking, grid, guard, kept, mend, records
 from bench.files import read_json, write_json
 
 
 def main(machine: str, name: str) -> int:
     """A report with figures, and a verdict without any; exit 1, in a sentence, where what it reads is damaged."""
     guard.die_with_dvc()
+    mend.keep()
     results = Path("results") / machine
     identity = read_json(results / "machine.json")
     try:

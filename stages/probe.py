@@ -3,13 +3,14 @@
 import sys
 from pathlib import Path
 
-from bench import grid, guard, machine
+from bench import grid, guard, machine, mend
 from bench.files import write_json
 
 
 def main() -> int:
     """Exit 2, with one line a fault, before anything else runs or is touched."""
     guard.die_with_dvc()
+    mend.keep()
     try:
         params = grid.load()
         found = machine.identity(params)

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from bench import grid, guard, report
+from bench import grid, guard, report, store
 
 
 def main(machine: str) -> None:
@@ -11,6 +11,7 @@ def main(machine: str) -> None:
     guard.die_with_dvc()
     results = Path("results") / machine
     report.render(grid.load(), results)
+    store.sweep()  # here DVC knows every record
     print((results / "seed.txt").read_text(encoding="utf-8"))
     print(f"All tables and pictures: {results}/report.md")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from history import history, says, tells  # noqa: F401  # fixtures
 
 from attn import registry
 from attn.contract import Workload

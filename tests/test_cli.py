@@ -162,11 +162,13 @@ def test_the_help_has_an_example_for_each_common_command(capsys):
         main(["--help"])
     out = capsys.readouterr().out
     assert left.value.code == 0
-    for command in ("list", "check", "run", "table", "publish", "gate"):
+    for command in ("list", "check", "run", "duel", "selftest", "table", "diff", "publish", "gate"):
         assert f"\n  python -m bench {command}" in out
 
 
-@pytest.mark.parametrize("command", ["validate", "list", "check", "run", "table", "publish", "gate", "docs"])
+@pytest.mark.parametrize(
+    "command", ["validate", "list", "check", "run", "duel", "selftest", "table", "diff", "publish", "gate", "docs"]
+)
 def test_the_help_of_every_command_has_an_example_that_parses(command, capsys):
     from bench.__main__ import parser
 
@@ -232,7 +234,9 @@ def test_publish_copies_once_and_replaces_only_when_told_to(said, folder):
     assert "--replace" in one_sentence(err)
     copy = folder / "results" / "laptop" / "report.md"
     assert copy.read_text(encoding="utf-8") == "one\n"
+    copy.with_name("selftest.jsonl").write_text("hours of work\n", encoding="utf-8")
     assert said("publish", "laptop", "--replace")[0] == 0
+    assert copy.with_name("selftest.jsonl").read_text(encoding="utf-8") == "hours of work\n"
     assert copy.read_text(encoding="utf-8") == "two\n"
     assert sorted(path.name for path in (folder / "results").iterdir()) == ["laptop", "local"]
 

@@ -1,5 +1,6 @@
 """Real faults: whatever an implementation does to its process, and whatever happens to a running pipeline."""
 
+import json
 import os
 import re
 import select
@@ -146,6 +147,23 @@ def test_a_child_process_left_behind_is_gone_afterwards(end: str, tmp_path: Path
     assert_healthy_next(tmp_path)
 
 
+@pytest.mark.parametrize("child", ["", "if not KEPT[0]: os._exit(0)"])
+def test_a_fork_is_incorrect_and_its_copy_answers_nobody(child: str, tmp_path: Path) -> None:
+    """The copy runs all that its parent does, up to the result that it would hand in as well; or it ends at once."""
+    path = implementation(tmp_path, "forks", "if not KEPT: KEPT.append(os.fork())", child or HEALTHY)
+    reason = "forked: copies of its process ran beside it (1)"
+    result = worker.isolated("measure", measure_job(path, WORKLOAD, tmp_path), deadline_s=60)
+    assert (result["status"], result.get("reason")) == ("incorrect", reason)
+    result = checked(path)
+    assert (result["status"], result.get("reason")) == ("incorrect", reason)
+    assert_healthy_next(tmp_path)
+
+
+def test_a_subprocess_is_no_fork(tmp_path: Path) -> None:
+    path = implementation(tmp_path, "starts", "subprocess.run(['true'])")
+    assert checked(path)["status"] == "ok"
+
+
 def test_changed_inputs_are_incorrect(tmp_path: Path) -> None:
     result = checked(implementation(tmp_path, "changes", "k.mul_(1.0001)"))
     assert result["status"] == "incorrect"
@@ -213,8 +231,28 @@ def test_a_killed_pipeline_leaves_no_process_and_goes_on_with_what_was_measured(
     assert again.code == 0, again.output
     assert again.stages == ["probe@local", TARGET]
     assert len(re.findall(r"improved-seed-\S+ kept from before", again.output)) == 1, again.output
-    assert not list(tiny.path.glob(".scratch/cells/*/*")), "what was kept is used once"
     assert tiny.repro(TARGET).stages == ["probe@local"]
+    forced = tiny.repro("--force", "--single-item", TARGET)
+    assert "kept from before" not in forced.output, "what was kept is used once"
+
+
+@pytest.mark.pipeline
+def test_a_pipeline_killed_before_it_knows_a_record_measures_nothing_twice(tiny: Repo) -> None:
+    """The stage has written its record; dvc, which would note it down, is gone."""
+    tiny.edit("params.yaml", "  samples: 5", "  samples: 6")
+    stage = (sys.executable, "-m", "stages.bench", "core", "local", "improved", "seed")
+    measured = re.compile(r"improved-seed-\S+ process 0: ")
+    assert len(measured.findall(tiny.run(*stage).stdout)) == 2
+    before = tiny.read("results/local/bench/improved-seed.json")
+    again = tiny.repro(TARGET)
+    assert again.stages == ["probe@local", TARGET]
+    assert len(re.findall(r"improved-seed-\S+ kept from before", again.output)) == 2, again.output
+    assert not measured.search(again.output)
+    samples = [record["processes"][0]["series"] for record in json.loads(before)]
+    now = json.loads(tiny.read("results/local/bench/improved-seed.json"))
+    assert [record["processes"][0]["series"] for record in now] == samples
+    forced = tiny.repro("--force", "--single-item", TARGET)
+    assert len(measured.findall(forced.output)) == 2, "dvc knows the record: a run that is asked for measures"
 
 
 @pytest.mark.pipeline
@@ -262,3 +300,15 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("asked", ["stages.plan", "bench.forkserver"])
+def test_who_is_started_by_one_that_is_gone_ends_at_once(asked: str) -> None:
+    """Between its start and its asking to die with whoever started it, that one may be killed."""
+    gone = {"DVC_STAGE": "plan", "ATTN_BENCH_SERVER_OF": "1" if os.getppid() != 1 else "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {asked} as it; it.main()"], env=os.environ | gone, timeout=60, check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr

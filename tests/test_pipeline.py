@@ -131,6 +131,18 @@ def test_dvc_compares_params_and_metrics_of_two_commits_on_one_screen(longer: tu
         _assert_one_screen(shown)
 
 
+def test_our_diff_of_two_commits_reads_what_dvc_recorded(longer: tuple[Repo, Ran]) -> None:
+    repo, _ = longer
+    shown = repo.bench("diff", "HEAD~1", "HEAD", "--json")
+    found = json.loads(shown.stdout)
+    assert shown.returncode == found["exit_code"] == 2, shown.stdout  # one process: nothing can be told
+    changes = {(one["cell"]["implementation"], one["workload"]["seq_len"]): one["by"] for one in found["changes"]}
+    assert changes == {("improved", n): "ratio" for n in (32, 64)} | {("sdpa", n): "time" for n in (32, 64)}
+    assert {(one["implementation"], one["workload"][9:15]) for one in found["appeared"]} >= {("improved", "000096")}
+    assert (len(found["not_measured_anew"]), found["went"], found["statuses"]) == (8, [], [])
+    _assert_one_screen(repo.bench("diff", "HEAD~1", "HEAD").stdout)
+
+
 def test_a_metrics_diff_of_the_whole_benchmark_fits_a_screen(source: Repo, tmp_path: Path) -> None:
     repo = source.copied_to(tmp_path / "repo")
     for factor in (1.0, 1.5):
@@ -141,6 +153,21 @@ def test_a_metrics_diff_of_the_whole_benchmark_fits_a_screen(source: Repo, tmp_p
         repo.commit(f"times {factor}")
     shown = repo.run("dvc", "metrics", "diff", "HEAD~1", "HEAD").stdout
     assert shown.count("results/local/metrics.json") > 10, shown
+    _assert_one_screen(shown)
+
+
+def test_a_params_diff_of_sizes_a_new_grid_and_the_protocol_fits_a_screen(source: Repo, tmp_path: Path) -> None:
+    repo = source.copied_to(tmp_path / "repo")
+    (repo.path / "params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    repo.commit("shipped")
+    repo.edit("params.yaml", "processes: 3 ", "processes: 5 ")
+    repo.edit("params.yaml", "seq_len: [512, 1024, 2048, 4096]", "seq_len: [512, 1024, 2048, 4096, 8192, 16384]")
+    repo.edit("params.yaml", "world_size: [1, 2, 4]", "world_size: [1, 2, 4, 8]")
+    repo.edit("params.yaml", "\nprotocol:", "  wide:\n    seq_len: [512, 1024]\n    head_dim: [64, 128]\n\nprotocol:")
+    repo.commit("edited")
+    shown = repo.run("dvc", "params", "diff", "HEAD~1", "HEAD").stdout
+    for key in ("grids.scaling.seq_len", "protocol.processes", "grids.ring.world_size", "grids.wide.head_dim"):
+        assert key in shown
     _assert_one_screen(shown)
 
 
