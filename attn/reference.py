@@ -5,20 +5,22 @@
 
 Source: Vaswani et al. 2017 (arXiv 1706.03762); the backward as in Dao et al. 2022 (arXiv 2205.14135, B.2).
 `naive` is the same as who does not know that writes it: sums over keys one after another, divided by the sum of
-weights after the product with v, and autograd through all of it, the maximum too.
+weights after the product with v, and autograd through all of it, the maximum too. `chained` has such sums in `out`
+and the backward as above, which is handed that `out`.
 Rows that a mask empties are defined: out 0, lse -inf, gradients 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from attn.contract import Mask
 
+Way = Literal["plain", "naive", "chained"]
 Shake = Callable[[Tensor, str], Tensor]  # (what a backward is handed, its name) -> the same, moved by one rounding
 
 
@@ -31,12 +33,12 @@ def plain_attention(
     mask: Mask,
     shake: Shake | None = None,
     rows: Tensor | None = None,
-    naive: bool = False,
+    way: Way = "plain",
 ) -> tuple[Tensor, Tensor]:
     """Attention as written above, every product in the dtype of the inputs, shapes as in `attn.contract`.
 
     Returns `out` (as q) and `lse` (float32; float64 for float64), differentiable in `out`. `shake` moves
-    `out` and `lse` as the backward is handed them, as rounding does (for error budgets); where it is `naive`
+    `out` and `lse` as the backward is handed them, as rounding does (for error budgets); where the way is `naive`
     there is nothing handed. With `rows` (positions of queries, 1-d integers) both are of those queries only.
     """
     group = q.shape[2] // k.shape[2]
@@ -44,10 +46,10 @@ def plain_attention(
     q = q if rows is None else q[:, rows]
     k, v = (x.repeat_interleave(group, dim=2) if group > 1 else x for x in (k, v))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if naive:
+    if way == "naive":
         out, lse = _naive(q, k, v, softmax_scale, allowed)
     else:
-        out, lse = _Plain.apply(q, k, v, softmax_scale, allowed, shake)
+        out, lse = _Plain.apply(q, k, v, softmax_scale, allowed, shake, way == "chained")
     return out.transpose(1, 2), lse
 
 
@@ -62,7 +64,7 @@ def plain_module(
     mask: Mask,
     shake: Shake | None = None,
     rows: Tensor | None = None,
-    naive: bool = False,
+    way: Way = "plain",
 ) -> Tensor:
     """Multi-head attention with its four projections, no bias, scale head_dim ** -0.5.
 
@@ -71,7 +73,7 @@ def plain_module(
     """
     head_dim = wq.shape[0] // n_heads
     q, k, v = ((x @ w.T).unflatten(-1, (-1, head_dim)) for w in (wq, wk, wv))
-    out, _ = plain_attention(q, k, v, softmax_scale=head_dim**-0.5, mask=mask, shake=shake, rows=rows, naive=naive)
+    out, _ = plain_attention(q, k, v, softmax_scale=head_dim**-0.5, mask=mask, shake=shake, rows=rows, way=way)
     return out.flatten(-2) @ wo.T
 
 
@@ -110,7 +112,14 @@ class _Plain(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, allowed: Tensor | None, shake: Shake | None
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        softmax_scale: float,
+        allowed: Tensor | None,
+        shake: Shake | None,
+        chained: bool,
     ) -> tuple[Tensor, Tensor]:
         scores = (q * softmax_scale) @ k.mT
         if allowed is not None:
@@ -120,10 +129,14 @@ class _Plain(torch.autograd.Function):
         if allowed is not None:
             weights = weights.masked_fill(~allowed.any(-1)[:, None], 0.0)
         out = weights @ v
+        if chained:
+            by_key = _key_by_key(weights, v).to(q.dtype)
+            out = torch.where(by_key[..., -1:] > 0, by_key[..., :-1] / by_key[..., -1:], out)
         saved_out, saved_weights = out, weights
         if shake:
             lse_of_each = lse[..., None].expand_as(out)  # partial results are merged by it, each with its rounding
             saved_out = shake(out, "out") + out * (shake(lse_of_each, "lse") - lse_of_each).nan_to_num_(nan=0.0)
+            saved_out = saved_out * shake(torch.ones_like(out[..., :1]), "lse")  # all of a row is divided by one sum
             saved_weights = weights * (lse - shake(lse, "lse")).nan_to_num_(nan=0.0).exp_()[..., None]
         ctx.save_for_backward(q, k, v, saved_weights, saved_out)
         ctx.softmax_scale = softmax_scale
@@ -135,4 +148,4 @@ class _Plain(torch.autograd.Function):
         q, k, v, weights, out = ctx.saved_tensors
         delta = (dout * out).sum(-1, keepdim=True)
         dscores = weights * (dout @ v.mT - delta) * ctx.softmax_scale
-        return dscores @ k, dscores.mT @ q, weights.mT @ dout, None, None, None
+        return dscores @ k, dscores.mT @ q, weights.mT @ dout, None, None, None, None

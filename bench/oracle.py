@@ -8,7 +8,7 @@ case, never hand-tuned constants. Each row of a tensor (its last dimension) has 
     rounding = largest change of the truth when every input, and the out and lse that a backward
                is handed, moves by one rounding of its dtype (3 draws), plus one unit in the last place of the output
     baseline error = rounding * the worst error of plain attention in the row's dtype, over all rows of
-               the tensor (of all gradients together), two formulations and several orders of summation, as a
+               the tensor (of all gradients together), three formulations and several orders of summation, as a
                multiple of the rounding there
 
 A row's own baseline error would be a budget by luck: where it happens to be exact, right kernels fail.
@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -154,10 +154,10 @@ def _plain(
     given: Tensors,
     rows: Tensor | None,
     shake: reference.Shake | None = None,
-    naive: bool = False,
+    way: reference.Way = "plain",
 ) -> Tensors:
     """The plain functions of attn.reference, in the dtype that is given; gradients named d + input."""
-    how: dict[str, Any] = {"mask": Mask(w.mask), "shake": shake, "naive": naive}
+    how: dict[str, Any] = {"mask": Mask(w.mask), "shake": shake, "way": way}
     if kind == "module":
         return _differentiated(w, given, rows, partial(_module, how | {"n_heads": w.n_heads}))
     how["softmax_scale"] = w.softmax_scale
@@ -206,7 +206,7 @@ def _differentiated(
 
 
 def _baselines(kind: str, w: Workload, given: Tensors, seed: int, rows: Tensor | None) -> Iterator[Tensors]:
-    """Plain attention in the row's dtype, in two formulations, its sums taken in several orders.
+    """Plain attention in the row's dtype, in three formulations, its sums taken in several orders.
 
     What is exact by luck in one is not in all. head_dim is permuted (embed_dim of a module) and, where every query
     sees every key, the keys (tokens of a module), which changes nothing in exact arithmetic.
@@ -215,8 +215,8 @@ def _baselines(kind: str, w: Workload, given: Tensors, seed: int, rows: Tensor |
         width, keys = _orders(kind, w, seed, run, rows)
         changed = {name: _in_order(kind, name, x, width, keys) for name, x in given.items()}
         back = torch.argsort(width), None if keys is None else torch.argsort(keys)
-        for naive in (False, True):
-            results = _plain(kind, w, changed, rows, naive=naive)
+        for way in get_args(reference.Way):
+            results = _plain(kind, w, changed, rows, way=way)
             yield {name: _in_order(kind, name, x, *back) for name, x in results.items()}
 
 

@@ -119,7 +119,7 @@ def _seed_row(record: Record) -> list[Any]:
 def _seed_notes(records: list[Record]) -> list[str]:
     rings = [record for record in records if record.family == "ring"]
     notes = [
-        "Every row was judged against float64 before and after it was timed. Time: median of process medians.",
+        "Every row was judged against float64, and every call of it that was timed. Time: median of process medians.",
         "Memory (MB): peak of one call with its inputs and weights, in MiB. Throughput: batch x seq_len / time.",
     ]
     if any(record.family == "module" for record in records):
