@@ -15,7 +15,7 @@ import yaml
 
 from bench.files import write_text
 
-LOCK, COPY, BUSY = Path("dvc.lock"), Path(".scratch/dvc.lock"), Path(".dvc/tmp/rwlock")
+LOCK, COPY, BUSY = Path("dvc.lock"), Path(".dvc/tmp/dvc.lock"), Path(".dvc/tmp/rwlock")
 _AGAIN_S = 0.5
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

@@ -88,7 +88,7 @@ def test_words_rerun_no_oracle_check_or_bench(tiny: Repo) -> None:
 
 
 def test_an_edit_of_the_judge_reruns_checks_and_benches(tiny: Repo) -> None:
-    tiny.edit("bench/judge.py", "    if worst <= 1.0:\n", "    if not worst > 1.0:\n")
+    tiny.edit("bench/judge.py", "    ratio = error / budget\n", "    ratio = error * (1.0 / budget)\n")
     assert tiny.repro("plan").code == 0
     assert _changed(tiny) >= CHECKS | BENCHES
     assert not _changed(tiny) & (INPUTS | ORACLES | {"ceiling@local"})
