@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from bench import oracle
 from bench.jobs import Job
 
 ROOT = Path(__file__).parent.parent
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; programs inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 _NOT_COPIED = ("results/", "data/", "dvc.lock", ".dvc/cache/", ".dvc/tmp/")
 
 PARAMS = """\

@@ -32,7 +32,7 @@ FAULTS = {
     "unsupported": ("raise Unsupported('not today')", "unsupported", "not today"),
     "wrong": ("v = v * 1.01", "incorrect", "out is off by"),
     "changes": ("v.mul_(1.0)[0, 0] += 1", "incorrect", "its inputs (v) were changed by the call"),
-    "cached": ("v = KEPT[0] if KEPT else (KEPT.append(v.clone()) or v)", "incorrect", "after timing, on fresh inputs"),
+    "cached": ("v = KEPT[0] if KEPT else (KEPT.append(v.clone()) or v)", "incorrect", "in a timed call: out is off"),
     "memory": ("torch.ones(3 << 28)", "out_of_memory", "memory"),
 }
 
