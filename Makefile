@@ -17,7 +17,7 @@ bench: $(VENV)/.runtime ## judge, measure and show everything on this machine (a
 	$(RUN) dvc repro
 	@$(RUN) python -m bench table seed && echo "All tables and pictures: results/*/report.md"
 
-test: $(VENV)/.dev ## the tests (under 10 minutes on 2 cores)
+test: $(VENV)/.dev ## the tests (about 15 minutes on 2 cores)
 	$(RUN) python -m pytest -m "not slow"
 
 test-all: $(VENV)/.dev ## the long tests too
