@@ -72,7 +72,7 @@ class CoreCall:
 
     def still_at_work(self) -> list[str]:
         """What has changed since `results` copied it, and threads that the call left running."""
-        busy = [f"{ms:.0f} ms of a processor in 20 ms in which nobody called"] if (ms := idle.busy_ms()) else []
+        busy = [f"{ms:.0f} ms of work in 20 ms in which nobody called"] if (ms := idle.busy_ms()) else []
         now = self.computed()
         changed = [f"{n} changed" for n, x in self.returned.items() if not identical(x, now[n].detach().cpu())]
         return changed + [f"thread {one.name}" for one in threading.enumerate() if one not in self._threads] + busy

@@ -6,35 +6,46 @@ import os
 import threading
 import time
 
-SETTLE_S, WINDOW_S = 0.05, 0.02  # OpenMP's threads spin for a few milliseconds before they sleep
+LOOK_S, LOOKS, WINDOW_S = 0.002, 25, 0.02  # OpenMP's threads spin for a few milliseconds before they sleep
 
 
 def busy_ms() -> float:
-    """Processor milliseconds that other threads than the caller's used in 20 ms; 0 where that is next to nothing.
+    """Milliseconds that other threads than the caller's ran, or waited to run, in 20 ms; 0 where that is next to none.
 
-    A first look of 2 ms is enough where all is quiet. Also 0 where the kernel does not tell.
+    Looks 2 ms apart come first: one in which no other thread wants a processor is enough. Also 0 where the kernel does
+    not tell.
     """
-    if _used_by_others(0.002) < 1:
-        return 0.0
-    time.sleep(SETTLE_S)
-    used = _used_by_others(WINDOW_S)
-    return used if used > WINDOW_S * 1e3 / 4 else 0.0
+    for _ in range(LOOKS):
+        time.sleep(LOOK_S)
+        if not any(_wants_to_run(task) for task in _others()):
+            return 0.0
+    before = _ran_ms()
+    time.sleep(WINDOW_S)
+    ran = sum(ms - before.get(task, 0.0) for task, ms in _ran_ms().items())
+    return ran if ran > WINDOW_S * 1e3 / 4 else 0.0
 
 
-def _used_by_others(window_s: float) -> float:
-    before = _nanoseconds()
-    time.sleep(window_s)
-    return sum(used - before.get(task, 0) for task, used in _nanoseconds().items()) / 1e6
-
-
-def _nanoseconds() -> dict[str, int]:
-    """Of every other thread of this process, what it has used of a processor so far."""
-    found: dict[str, int] = {}
+def _others() -> list[str]:
     try:
-        for task in os.listdir("/proc/self/task"):
-            if task != str(threading.get_native_id()):
-                with open(f"/proc/self/task/{task}/schedstat", encoding="ascii") as file:
-                    found[task] = int(file.read().split()[0])
-    except OSError:  # a thread that has ended meanwhile, or a kernel that does not tell
-        pass
-    return found
+        return [task for task in os.listdir("/proc/self/task") if task != str(threading.get_native_id())]
+    except OSError:
+        return []
+
+
+def _wants_to_run(task: str) -> bool:
+    return _told(task, "stat").rpartition(")")[2].split()[:1] == ["R"]
+
+
+def _ran_ms() -> dict[str, float]:
+    """Of every other thread, how long it has been on a processor or in line for one."""
+    told = {task: _told(task, "schedstat").split() for task in _others()}
+    return {task: (int(fields[0]) + int(fields[1])) / 1e6 for task, fields in told.items() if len(fields) > 1}
+
+
+def _told(task: str, what: str) -> str:
+    """What the kernel says of a thread; nothing of one that has ended meanwhile."""
+    try:
+        with open(f"/proc/self/task/{task}/{what}", encoding="utf-8") as file:
+            return file.read()
+    except OSError:
+        return ""

@@ -326,4 +326,4 @@ print(test_check.judged(Path({str(tmp_path)!r}), {line!r}, test_check.CASE)["rea
 """
     asked = [sys.executable, "-c", code]
     said = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert re.match(r"still at work after it returned: \d+ ms of a processor in 20 ms in which nobody called", said)
+    assert re.match(r"still at work after it returned: \d+ ms of work in 20 ms in which nobody called", said)
