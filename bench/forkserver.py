@@ -8,4 +8,5 @@ import os
 
 from bench import guard
 
-guard.die_with_parent(int(os.environ["ATTN_BENCH_SERVER_OF"]))
+_stage = os.environ.get("ATTN_BENCH_SERVER_OF")
+guard.die_with_parent(int(_stage) if _stage else None)
