@@ -75,19 +75,9 @@ def parser() -> argparse.ArgumentParser:
     ran = add("run", commands.run, "check and measure one implementation without DVC", "run improved --grid seed")
     ran.add_argument("implementation", help="a row's name")
     ran.add_argument("--grid", required=True, help="a grid of params.yaml")
-    told = "compare the recorded results of two revisions"
-    compared = add("diff", commands.diff, told, "diff main --json", _DIFF, bad_input=3)  # 2 is an answer of its own
-    _of_two_revisions(compared)
+    compared, tested = _between_revisions(add)
     for sub in (listed, checked, ran, compared):
         sub.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
-    duel_command.arguments(
-        add(
-            "duel", duel_command.duel, "is a revision slower than another?", "duel main", duel_command.HELP, bad_input=3
-        )
-    )
-    says = "this machine's own false-alarm rate and power"
-    tested = add("selftest", selftest_command.selftest, says, "selftest aa --duels 20", selftest_command.HELP)
-    selftest_command.arguments(tested)
     shown = add("table", commands.table, "print a table from what is recorded", "table seed")
     shown.add_argument("grid", nargs="?", help="a grid of params.yaml; all of them when left out")
     shown.add_argument("--details", action="store_true", help="all columns, for the seed grid too")
@@ -102,9 +92,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _of_two_revisions(compared: argparse.ArgumentParser) -> None:
+def _between_revisions(add: Callable[..., _Parser]) -> tuple[_Parser, _Parser]:
+    """What tells two revisions apart, and how well: `diff`, `duel`, `selftest`. Of the first two, 2 is an answer."""
+    told = "compare the recorded results of two revisions"
+    compared = add("diff", commands.diff, told, "diff main --json", _DIFF, bad_input=3)
     compared.add_argument("base", metavar="BASE", help="a revision, by any name that git knows")
     compared.add_argument("head", metavar="HEAD", nargs="?", help="another; the work tree as it is when left out")
+    told = "is a revision slower than another?"
+    duel_command.arguments(add("duel", duel_command.duel, told, "duel main", duel_command.HELP, bad_input=3))
+    told = "this machine's own false-alarm rate and power"
+    tested = add("selftest", selftest_command.selftest, told, "selftest aa --duels 20", selftest_command.HELP)
+    selftest_command.arguments(tested)
+    return compared, tested
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -32,7 +32,7 @@ class Watch:
     """
 
     def __init__(self, call: CoreCall, problem: Solved, team: Team, seed: int) -> None:
-        self.call, self._team, self.calls = call, team, 0
+        self.call, self._team = call, team
         kind = call.implementation.kind
         self._problems = (problem, solved.mirrored(kind, problem, call.workload.mask))
         self._inputs = [call.held_inputs(one.inputs) for one in self._problems]
@@ -58,7 +58,6 @@ class Watch:
         Raises:
             WrongResult: on every rank, where any has a wrong part.
         """
-        self.calls += 1
         found = self.call.computed()
         odd = not_plain(found)
         found = {name: x.detach() * self._signs[name] for name, x in found.items()}
