@@ -21,7 +21,7 @@ from bench import cases, solved
 from bench.calls import CoreCall, identical, make
 from bench.cases import Case
 from bench.jobs import CheckJob
-from bench.judge import Verdict, anywhere, judge_call
+from bench.judge import Verdict, anywhere, judge, judge_call
 from bench.solved import Solved, Tensors
 from bench.team import Solo, Team
 
@@ -97,6 +97,9 @@ def _judged(
     if spread and implementation.deterministic and not reason:
         words = ", ".join(f"{name} by up to {value:.1e}" for name, value in spread.items())
         reason = f"two runs on the same inputs differ: {words}"
+    if spread and not reason:
+        third = judge(again, problem, case.workload.dtype, call.held).reason
+        reason = third and f"in its third call: {third}"
     if later and not reason:
         reason = f"on other inputs in the same buffers: {later}"
     return {

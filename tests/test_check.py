@@ -258,9 +258,16 @@ def test_a_second_call_that_is_not_right_is_wrong_also_where_runs_may_differ(con
     assert re.match(r"in its second call: out has \d+ values that are not finite", found["reason"])
 
 
+def test_where_runs_may_differ_each_must_be_right(tmp_path):
+    line = f"{CALLS}; return out * (attention.n != 4)"  # the third of the four that are judged with gradients
+    found = judged(tmp_path, line, CASE, "DETERMINISTIC = False")
+    assert found["reason"].startswith("in its third call: out is off")
+
+
 def test_two_runs_are_compared_with_the_algorithms_that_are_timed(tmp_path):
     """Poison comes with torch's deterministic algorithms, which are others."""
-    line = "out = out if torch.are_deterministic_algorithms_enabled() else out * (1 + 1e-7 * torch.rand(1)); return out"
+    line = f"{CALLS}; odd = attention.n % 2 and not torch.are_deterministic_algorithms_enabled()"
+    line += "; return out * (1 + 1.2e-7) if odd else out"
     assert judged(tmp_path, line, CASE)["reason"].startswith("two runs on the same inputs differ: out by up to ")
 
 
