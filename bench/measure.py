@@ -122,17 +122,21 @@ def _series(job: Job, call: CoreCall, device: Cpu, problem: Solved, team: Team) 
         team.line_up()
         return milliseconds
 
+    threads = team.gather([float(torch.get_num_threads())])
     series = sample_pairs(sample, sample_reference, job.protocol, seed, agree=team.agree)
     ranks = team.gather(series.samples_ms)
     if ranks:
         series.samples_ms = [max(times) for times in zip(*ranks, strict=True)]
     found: dict[str, Any] = {"series": series.as_dict(), "no_reference": why_not}
+    found["threads"] = [int(count) for (count,) in threads]
     if team.world_size > 1:
         found["rank_samples_ms"] = ranks
     comm = getattr(call, "comm", None)
     if comm is not None:
         comm.payload_bytes = comm.messages = 0
+        before = team.wire_bytes()
         call()
+        found["wire_bytes"] = team.wire_bytes() - before
         found["payload_bytes"], found["messages"] = comm.payload_bytes, comm.messages
     return found
 
