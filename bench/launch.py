@@ -133,23 +133,23 @@ class _Launch:
         first = self._notes("ended")[:1]
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(_LAST_WORDS_S)
-        code, raised = self.process.returncode, self._notes("raised")
-        ready = [one for one in self._notes("warden") if one["ready"]]
+        raised, ended = self._notes("raised"), first or self._notes("ended")[:1]
+        ready = any(one["ready"] for one in self._notes("warden"))
         self._end()
-        lines = self._said()
         if not raised and not ready:  # the row was not loaded yet: it is not to blame
-            said = " ".join(line for line in lines if any(map(str.isalpha, line)))[:300]
-            ended = "" if code is None else f" (exit code {code})"
-            reason = f"{self.world_size} ranks could not be started here{ended}: {said or 'no word'}"
+            said = " ".join(line for line in self._said("log*") if any(map(str.isalpha, line)))[:300]
+            code = self.process.returncode
+            reason = f"{self.world_size} ranks could not be started here (exit code {code}): {said or 'no word'}"
             return {"status": "unsupported", "reason": reason}
-        silent = [one for one in first or self._notes("ended")[:1] if one["rank"] not in {r["rank"] for r in raised}]
-        causes = [one for one in raised if not _CONSEQUENCE.search(one["reason"])] or silent or raised
-        if causes and "status" in causes[0]:
-            return {"status": causes[0]["status"], "reason": f"{self._who(causes[0])}: {causes[0]['reason']}"}
-        who = self._who(causes[0]) if causes else f"one of {self.world_size} ranks"
-        ended = "" if code is None else f", exit code {code}"
-        reason = f"{who} was killed or exited{ended}; last output: {lines[-1] if lines else 'none'}"
-        return {"status": "crashed", "reason": reason[:400]}
+        for one in raised:
+            if not _CONSEQUENCE.search(one["reason"]):
+                return {"status": one["status"], "reason": f"{self._who(one)}: {one['reason']}"}
+        silent = [one for one in ended if one["name"] not in {other["name"] for other in raised}]
+        for one in [*silent, *raised][:1]:
+            said = (self._said(f"log-{one['name']}") or ["none"])[-1]
+            return {"status": "crashed", "reason": f"{self._who(one)} {one['reason']}; last output: {said[:300]}"}
+        said = (self._said("log") or ["none"])[-1][:300]
+        return {"status": "crashed", "reason": f"one of {self.world_size} ranks was ended; last output: {said}"}
 
     def _timeout(self) -> dict[str, Any]:
         """Of ranks that are late: who is cut off, who is busy with something else than waiting, or where all wait."""
@@ -165,11 +165,11 @@ class _Launch:
         rank = "a rank" if one["rank"] is None else f"rank {one['rank']} of {self.world_size}"
         return f"{rank} on {one['host']}"
 
-    def _said(self) -> list[str]:
-        """The log, without what mpiexec adds to it when a rank dies."""
-        text = (self.folder / "log").read_text(encoding="utf-8", errors="replace")
-        lines = [line.strip() for line in text.partition("\n====")[0].splitlines() if line.strip()]
-        return [line for line in lines if not line.startswith(("[mpiexec@", "[proxy:"))] or lines
+    def _said(self, logs: str) -> list[str]:
+        """The lines of logs, without the banner that mpiexec adds when a rank has died."""
+        texts = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(self.folder.glob(logs))]
+        lines = [line.strip() for text in texts for line in text.partition("\n====")[0].splitlines()]
+        return [line for line in lines if line]
 
     def _end(self) -> list[dict[str, Any]]:
         """End all that runs: the wardens end their ranks, then mpiexec ends, or is ended. What became of each rank."""
@@ -178,14 +178,20 @@ class _Launch:
         self.ended, wardens = True, self._notes("warden")
         with ThreadPoolExecutor(32) as at_once:
             answers = list(at_once.map(self._ask_to_end, wardens))
-        for sign in (None, signal.SIGTERM, signal.SIGKILL):
-            if sign is not None:
-                with suppress(ProcessLookupError):
-                    os.killpg(self.process.pid, sign)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(_END_S if wardens or sign else 0)
-                break
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(_END_S if wardens else 0)
+        if self.process.poll() is None:
+            self._kill()
         return answers
+
+    def _kill(self) -> None:
+        """End mpiexec or srun, and what it has started here: remote shells to hosts that are cut off wait for ever."""
+        family = guard.descendants(self.process.pid)
+        os.killpg(self.process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(_END_S)
+        guard.kill(family | {self.process.pid})
+        self.process.wait()
 
     def _ask_to_end(self, warden: dict[str, Any]) -> dict[str, Any]:
         """The warden's note, what its rank `is` doing in words, and the `path` of the code that it was in."""

@@ -22,6 +22,9 @@ def main(folder: Path) -> None:
     ward = warden.start(folder, wire.host_name(), _address(asked), asked["token"], asked["deadline_s"])
     if asked["memory_bytes"]:
         resource.setrlimit(resource.RLIMIT_DATA, (asked["memory_bytes"],) * 2)
+    log = os.open(folder / f"log-{ward.name}", os.O_WRONLY | os.O_CREAT)
+    for standard in (1, 2):
+        os.dup2(log, standard)
     try:
         _all(asked, folder, ward)
     except BaseException as error:
@@ -52,7 +55,8 @@ def _all(asked: dict[str, Any], folder: Path, ward: Ward) -> None:
     ward.ready(team.rank)
     run = task(asked["task"])
     for index, job in enumerate(asked["jobs"]):
-        ward.next_job()
+        if index:
+            ward.next_job()
         result = run({**job, "threads": min(job["threads"], team.threads)}, team)
         if team.rank == 0:
             write_json(folder / f"{index}.json", result)

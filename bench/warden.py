@@ -40,7 +40,10 @@ class Ward:
     rank: int | None = None
 
     def ready(self, rank: int) -> None:
-        """All ranks have found each other; this one is `rank`, and from here on the row is at fault."""
+        """All ranks have found each other; this one is `rank`, and from here on the row is at fault.
+
+        The deadline goes on: that of the first job begins when ranks are started.
+        """
         self.rank = rank
         self._note("warden", address=self.address, ready=True)
         self._tell(rank=rank)
@@ -61,7 +64,7 @@ class Ward:
         os.write(self._pipe, (json.dumps(what) + "\n").encode())
 
     def _note(self, kind: str, **what: Any) -> None:
-        note(self.folder / f"{kind}-{self.name}.json", rank=self.rank, host=self.host, **what)
+        note(self.folder / f"{kind}-{self.name}.json", name=self.name, rank=self.rank, host=self.host, **what)
 
 
 def note(path: Path, **what: Any) -> None:
@@ -110,6 +113,15 @@ def _keep_only(*files: int) -> None:
     os.closerange(low, 1 << 20)
 
 
+def _how(pid: int) -> str:
+    """How a process ended, if whoever started it has not yet asked: the last number of its line in /proc tells."""
+    with suppress(OSError, ValueError, IndexError):
+        status = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").split()[-1])
+        code = os.waitstatus_to_exitcode(status)
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return "was killed or exited"
+
+
 class _Warden:
     def __init__(
         self,
@@ -154,7 +166,8 @@ class _Warden:
         if "rank" in told:
             self.ward.rank, self.ready = told["rank"], True
         self.done = self.done or "done" in told
-        self.deadline = time.monotonic() + self.allowed_s
+        if "rank" not in told:
+            self.deadline = time.monotonic() + self.allowed_s
 
     def _look(self) -> None:
         """Which segments the rank has mapped; one that has lost its name already leaves nothing behind."""
@@ -164,7 +177,7 @@ class _Warden:
 
     def _gone(self) -> None:
         if not self.done:
-            self.ward._note("ended", reason="was killed or exited")
+            self.ward._note("ended", reason=_how(self.pid))
         self._clean()
 
     def _end(self, why: str) -> None:
