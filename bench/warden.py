@@ -46,7 +46,7 @@ class Ward:
         """
         self.rank = rank
         self._note("warden", address=self.address, ready=True)
-        self._tell(rank=rank)
+        self._tell(rank=rank, segments=_segments(os.getpid()))
 
     def next_job(self) -> None:
         """The deadline begins anew."""
@@ -113,6 +113,13 @@ def _keep_only(*files: int) -> None:
     os.closerange(low, 1 << 20)
 
 
+def _segments(pid: int) -> list[str]:
+    """What a process has mapped of shared memory; what has lost its name already leaves nothing behind."""
+    with suppress(OSError), open(f"/proc/{pid}/maps", encoding="utf-8") as maps:
+        return sorted({found.group() for line in maps if (found := _SEGMENT.search(line.rstrip("\n")))})
+    return []
+
+
 def _how(pid: int) -> str:
     """How a process ended, if whoever started it has not yet asked: the last number of its line in /proc tells."""
     with suppress(OSError, ValueError, IndexError):
@@ -165,15 +172,13 @@ class _Warden:
     def _hear(self, told: dict[str, Any]) -> None:
         if "rank" in told:
             self.ward.rank, self.ready = told["rank"], True
+            self.segments |= set(told["segments"])
         self.done = self.done or "done" in told
         if "rank" not in told:
             self.deadline = time.monotonic() + self.allowed_s
 
     def _look(self) -> None:
-        """Which segments the rank has mapped; one that has lost its name already leaves nothing behind."""
-        with suppress(OSError), open(f"/proc/{self.pid}/maps", encoding="utf-8") as maps:
-            lines = [line.rstrip("\n") for line in maps]
-            self.segments |= {found.group() for line in lines if (found := _SEGMENT.search(line))}
+        self.segments |= set(_segments(self.pid))
 
     def _gone(self) -> None:
         if not self.done:
