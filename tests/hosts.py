@@ -91,35 +91,39 @@ class Hosts:
 def hosts(count: int, rate: str = "", *, outlive: bool = False) -> Iterator[Hosts]:
     """Hosts while the block runs. They also go when this process is killed, unless they are to outlive it."""
     folder = Path(tempfile.mkdtemp(prefix=KEPT))
+    holding: list[subprocess.Popen[bytes]] = []
+    done = False
     try:
-        _make(folder, count, rate, outlive)
+        _make(folder, count, rate, outlive, holding)
         yield Hosts(folder)
-        if outlive:
-            return
-    except BaseException:
-        down(folder)
-        raise
-    down(folder)
+        done = True
+    finally:
+        if not (outlive and done):
+            down(folder)
+            for process in holding:
+                process.wait()
 
 
-def _make(folder: Path, count: int, rate: str, outlive: bool) -> None:
+def _make(folder: Path, count: int, rate: str, outlive: bool, holding: list[subprocess.Popen[bytes]]) -> None:
     names = [f"h{i}" for i in range(count)]
     (folder / "names.json").write_text(json.dumps(names), encoding="utf-8")
     table = [f"{SUBNET}.{i + 1} {name}" for i, name in enumerate(names)]
     (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *table]) + "\n", encoding="utf-8")
     shell = folder / "shell"
-    shell.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{THIS}" --kept "{folder}" shell -- "$@"\n', encoding="utf-8")
+    ours = f'"{sys.executable}" "{THIS}" --kept "{folder}"'
+    shell.write_text(f'#!/bin/sh\nexec {ours} shell -- "$@"\n', encoding="utf-8")
     shell.chmod(0o700)
     for name in (SWITCH, *names):
-        _start(folder, name, outlive)
+        holding.append(_start(folder, name, outlive))
+        _wait_until_it_listens(folder, name, holding[-1])
     set_up = Hosts(folder)
     set_up.read(SWITCH, "sh", "-ec", "ip link add bridge type bridge && ip link set bridge up")
     for i, name in enumerate(names):
         _plug_in(set_up, name, f"{SUBNET}.{i + 1}/24", rate)
 
 
-def _start(folder: Path, name: str, outlive: bool) -> None:
-    """The process that holds a host; this returns when it listens."""
+def _start(folder: Path, name: str, outlive: bool) -> subprocess.Popen[bytes]:
+    """The process that holds a host."""
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
             [*_UNSHARE, sys.executable, THIS, "--kept", str(folder), "hold", name],
@@ -127,6 +131,10 @@ def _start(folder: Path, name: str, outlive: bool) -> None:
             preexec_fn=None if outlive else partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL),  # noqa: PLW1509  # a prctl
         )  # fmt: skip
     (folder / f"{name}.pid").write_text(str(process.pid), encoding="ascii")
+    return process
+
+
+def _wait_until_it_listens(folder: Path, name: str, process: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + 20
     while not (folder / f"{name}.sock").exists():
         if process.poll() is not None or time.monotonic() > end:
@@ -164,8 +172,6 @@ def down(folder: Path) -> None:
             if str(folder) in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8"):
                 held = _children(pid)
                 os.kill(pid, signal.SIGKILL)
-                with suppress(ChildProcessError):
-                    os.waitpid(pid, 0)
                 _wait_for(held)
     shutil.rmtree(folder, ignore_errors=True)
 

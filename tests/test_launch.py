@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,54 +14,13 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, processes_of
+from ranks import FAULTS, RING, faulty, job, one_of, wait_until
 
-from attn import registry
-from attn.contract import Workload
 from bench import grid, launch, placement, wire
 from bench.grid import Launch
 
-RING = registry.IMPL_DIR / "ring_v2_collective.py"
 DEADLINE_S = 20
-CELL = Workload(1, 33, 2, 2, 16, "float32", "full", "forward")
 SHARED = Path("/dev/shm")  # where MPICH keeps its segments
-
-FAULTY = '''"""Right, after a fault of rank 1."""
-import os, pathlib, signal, time
-from attn.contract import Mask
-from attn.impl.ring_v2_collective import attention as right
-
-KIND, DEVICES, DTYPES, MASKS, BACKWARD = "ring", ("cpu",), ("float32",), ("full",), False
-
-
-def attention(q, k, v, *, softmax_scale, mask, comm):
-    if comm.rank == 1:
-        {fault}
-    return right(q, k, v, softmax_scale=softmax_scale, mask=mask, comm=comm)
-'''
-FAULTS = {
-    "raise": ("raise ValueError('rank 1 has enough')", "crashed", "ValueError: rank 1 has enough (raise.py:11)"),
-    "exit": ("print('not me', flush=True); os._exit(3)", "crashed", "last output: not me"),
-    "exit 0": ("os._exit(0)", "crashed", "ended with exit code 0|was killed or exited"),
-    "kill": ("os.kill(os.getpid(), signal.SIGKILL)", "crashed", "was killed"),
-    "hang": ("time.sleep(600)", "timeout", "is at hang.py:11 (attention); 1 wait for others"),
-}
-
-
-def faulty(folder: Path, name: str, fault: str) -> Path:
-    """A row whose rank 1 does something else first."""
-    path = folder / f"{name.replace(' ', '_')}.py"
-    path.write_text(FAULTY.format(fault=fault), encoding="utf-8")
-    return path
-
-
-def job(path: Path, world_size: int) -> dict[str, Any]:
-    """A check of few cases: what is tested is a launch, not attention."""
-    asked = {"implementation": str(path), "device": "cpu", "threads": 1, "seed": 7, "only": "_s000003_"}
-    return {**asked, "world_size": world_size, "workloads": [CELL.as_dict()]}
-
-
-def one_of(words: str, text: str) -> bool:
-    return any(part in text for part in words.split("|"))
 
 
 def segments() -> set[str]:
@@ -145,9 +103,11 @@ def test_without_mpiexec_every_job_is_unsupported_with_the_reason(monkeypatch: p
     assert results == [{"status": "unsupported", "reason": reason}] * 3
 
 
-PROGRAM = "import json, sys; from bench.launch import run; print(*run('check', json.load(sys.stdin), 2, deadline_s=300))"
-    "import json, sys; from bench import launch; print(*launch.run('check', json.load(sys.stdin), 2, deadline_s=300))"
-)
+PROGRAM = """
+import json, sys
+from bench import launch
+print(*launch.run("check", json.load(sys.stdin), 2, deadline_s=300))
+"""
 
 
 @pytest.mark.mpi
@@ -368,13 +328,6 @@ def test_a_warden_removes_what_a_killed_rank_leaves_and_says_so(rank: Any, tmp_p
     assert wait_until(lambda: not segment.exists(), 10)
     assert wait_until(lambda: not processes_of(tmp_path), 10), processes_of(tmp_path)
     assert one_of("was killed by SIGKILL|was killed or exited", ended(tmp_path)["reason"])
-
-
-def wait_until(happens: Callable[[], bool], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not happens() and time.monotonic() < end:
-        time.sleep(0.02)
-    return happens()
 
 
 def orphans() -> list[str]:
