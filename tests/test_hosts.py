@@ -21,7 +21,7 @@ from attn.contract import Workload
 
 pytestmark = pytest.mark.hosts
 
-DEADLINE_S = 20
+DEADLINE_S = 45  # also of the start of ranks, on a machine that does other things
 ROWS = sorted(name for name, row in registry.find().items() if row.kind == "ring")
 WORKLOAD = Workload(1, 256, 4, 2, 16, "float32", "causal", "forward_backward")
 
@@ -54,12 +54,14 @@ class Launcher:
     up: Hosts
     process: subprocess.Popen[str] = field(init=False)
 
-    def start(self, task: str, jobs: list[dict[str, Any]], world_size: int, names: list[str]) -> None:
+    def start(
+        self, task: str, jobs: list[dict[str, Any]], world_size: int, names: list[str], deadline_s: float = 120
+    ) -> None:
         on_h0 = [sys.executable, THIS, "--kept", str(self.up.folder), "exec", "h0", "--"]
         self.process = subprocess.Popen(
             [*on_h0, sys.executable, "-c", PROGRAM], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        asked = {"task": task, "jobs": jobs, "world_size": world_size, "deadline_s": DEADLINE_S, "hosts": names}
+        asked = {"task": task, "jobs": jobs, "world_size": world_size, "deadline_s": deadline_s, "hosts": names}
         self.tell(json.dumps(asked))
 
     def tell(self, line: str) -> None:
@@ -93,10 +95,13 @@ class _launcher:  # a context manager for fixtures of two scopes
         return self.one
 
     def __exit__(self, *_: object) -> None:
-        self.one.process.kill()
-        self.one.process.communicate()
-        for host in self.one.up.names:
-            self.one.up.read(host, "sh", "-c", "kill -9 -1 || true")  # number 1 is spared
+        try:
+            self.one.process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.one.process.kill()
+            self.one.process.communicate()
+            for host in self.one.up.names:
+                self.one.up.read(host, "sh", "-c", "kill -9 -1 || true")  # number 1 is spared
 
 
 def left(up: Hosts, host: str, *, launcher: bool = False) -> list[str]:
@@ -247,8 +252,7 @@ def test_the_ring_is_in_the_order_of_nodes_however_ranks_are_placed(two: Hosts, 
     assert crossed < 2 * 2 * 8 * (1 << 17), "the ranks of rank 0's own node sent theirs through memory"
 
 
-@pytest.mark.parametrize("names", [["h0", "h1"], ["h1", "h0"]], ids="-".join)
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize(("world_size", "names"), [(2, ["h0", "h1"]), (4, ["h0", "h1"]), (2, ["h1", "h0"])])
 def test_every_ring_is_right_over_hosts(world_size: int, names: list[str], launcher: Launcher) -> None:
     """Of every row a few cases. In the other order rank 0 is not where the launcher is."""
     rows = ROWS if names[0] == "h0" else [RING.stem]
@@ -264,7 +268,7 @@ def test_every_ring_is_right_over_hosts(world_size: int, names: list[str], launc
         launcher.go_on()
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_what_rings_send_has_crossed_the_link(world_size: int, launcher: Launcher, tmp_path: Path) -> None:
     """In every schedule all ranks together send over the link at least what one of them hands over."""
     jobs = [measure_job(registry.IMPL_DIR / f"{row}.py", WORKLOAD, tmp_path, world_size) for row in ROWS]
@@ -299,7 +303,7 @@ def after_faults(two: Hosts, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     rows["cut"].write_text(TALKS.format(there=str(there)), encoding="utf-8")
     rows["healthy"] = faulty(folder, "healthy", "pass")
     with _launcher(two) as launcher:
-        launcher.start("check", [job(path, 2) for path in rows.values()], 2, two.names)
+        launcher.start("check", [job(path, 2) for path in rows.values()], 2, two.names, DEADLINE_S)
         for name in rows:
             start = time.monotonic()
             if name == "cut":
