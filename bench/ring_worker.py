@@ -19,14 +19,15 @@ def main(folder: Path) -> None:
     """All jobs of the folder in order; rank 0 writes each result. An exception ends all ranks (mpi4py's runner)."""
     guard.die_with_parent()
     asked = read_json(folder / "jobs.json")
-    ward = warden.start(folder, wire.host_name(), _address(asked), asked["token"], asked["deadline_s"])
+    address = _address(asked)
+    ward = warden.start(folder, wire.host_name(), address, asked["token"], asked["deadline_s"])
     if asked["memory_bytes"]:
         resource.setrlimit(resource.RLIMIT_DATA, (asked["memory_bytes"],) * 2)
     log = os.open(folder / f"log-{ward.name}", os.O_WRONLY | os.O_CREAT)
     for standard in (1, 2):
         os.dup2(log, standard)
     try:
-        _all(asked, folder, ward)
+        _all(asked, folder, ward, address)
     except BaseException as error:
         from bench.worker import status_of
 
@@ -42,7 +43,7 @@ def _address(asked: dict[str, Any]) -> str:
     return wire.address_towards(launcher)
 
 
-def _all(asked: dict[str, Any], folder: Path, ward: Ward) -> None:
+def _all(asked: dict[str, Any], folder: Path, ward: Ward, address: str) -> None:
     """Torch and MPI come here: the number of threads must be known before, and who watches must be there."""
     os.environ["OMP_NUM_THREADS"] = str(asked["jobs"][0]["threads"])
     from bench.team import Ranks
@@ -50,7 +51,7 @@ def _all(asked: dict[str, Any], folder: Path, ward: Ward) -> None:
 
     team = Ranks(
         asked["world_size"], asked["jobs"][0]["device"], asked["deadline_s"],
-        interface=asked["interface"], transport=asked["transport"],
+        address=address, transport=asked["transport"],
     )  # fmt: skip
     ward.ready(team.rank)
     run = task(asked["task"])

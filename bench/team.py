@@ -73,15 +73,16 @@ class Ranks:
 
     world: the MPI communicator in the order of the ring. node_of_rank, hosts: of each rank its node's number, counted
     in the order of the ring, and its host's name. interface: what carries bytes between nodes; the loopback where
-    there is one node. threads: cores of this node / its ranks. transport: as params.yaml has it.
+    there is one node. threads: cores of this node / its ranks. transport: as params.yaml has it. address: where other
+    nodes reach this rank.
 
     Raises:
         RuntimeError: the world has another size than asked for.
-        ValueError: an interface is not there, or a host's name is not known.
+        ValueError: no interface has that address.
     """
 
     def __init__(
-        self, world_size: int, device: str, timeout_s: float, *, interface: str = "", transport: str = "auto"
+        self, world_size: int, device: str, timeout_s: float, *, address: str = "127.0.0.1", transport: str = "auto"
     ) -> None:
         from mpi4py import MPI
 
@@ -98,7 +99,7 @@ class Ranks:
         self.node_of_rank: tuple[int, ...] = tuple(sorted(set(leaders)).index(one) for one in leaders)
         self.hosts: tuple[str, ...] = tuple(self.world.allgather(wire.host_name()))
         self.threads = self._threads()
-        self._address = self._own_address(interface)
+        self._address = address if self.nodes > 1 else "127.0.0.1"
         self.interface = wire.interface_of(self._address)
         if world_size > 1:
             self._rendezvous(device, timeout_s)
@@ -112,14 +113,6 @@ class Ranks:
         """What this node's ranks may use together, shared out; a scheduler may have given each cores of its own."""
         cores: list[set[int]] = self._node.allgather(os.sched_getaffinity(0))
         return max(1, len(set().union(*cores)) // len(cores))
-
-    def _own_address(self, interface: str) -> str:
-        """Where the other nodes reach us."""
-        if interface:
-            return wire.address_of(interface)
-        mine = self.node_of_rank[self.rank]
-        elsewhere = [host for host, node in zip(self.hosts, self.node_of_rank, strict=True) if node != mine]
-        return wire.address_towards(elsewhere[0]) if elsewhere else "127.0.0.1"
 
     def _rendezvous(self, device: str, timeout_s: float) -> None:
         """Rank 0 opens a store on a free port and tells the others where it is."""
