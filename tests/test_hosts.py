@@ -12,7 +12,7 @@ from typing import Any
 
 import hosts as namespaces
 import pytest
-from conftest import ROOT, measure_job
+from conftest import ROOT, measure_job, processes_of
 from hosts import SWITCH, THIS, Hosts
 from ranks import FAULTS, RING, faulty, job, one_of, wait_until
 
@@ -21,6 +21,7 @@ from attn.contract import Workload
 
 pytestmark = pytest.mark.hosts
 
+BETWEEN = ROOT / ".scratch/launch"
 DEADLINE_S = 45  # also of the start of ranks, on a machine that does other things
 ROWS = sorted(name for name, row in registry.find().items() if row.kind == "ring")
 WORKLOAD = Workload(1, 256, 4, 2, 16, "float32", "causal", "forward_backward")
@@ -298,6 +299,7 @@ FAULTS_OVER_HOSTS = {**FAULTS, "cut": ("", "timeout", "rank 1 of 2 on h1 cannot 
 def after_faults(two: Hosts, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of each fault its result, its seconds, and what was left of it on each host when its time was over."""
     folder, found = tmp_path_factory.mktemp("faults"), dict[str, Any]()
+    before = set(BETWEEN.glob("*"))
     there = folder / "there"
     rows = {name: faulty(folder, name, fault) for name, (fault, *_) in FAULTS.items()}
     rows["cut"] = folder / "cut.py"
@@ -318,7 +320,8 @@ def after_faults(two: Hosts, tmp_path_factory: pytest.TempPathFactory) -> dict[s
             if name == "cut":
                 assert wait_until(lambda: two.run("h0", [str(two.folder / "shell"), "h1", "true"]).returncode == 0, 20)
             launcher.go_on()
-    return found
+    files = [path for path in set(BETWEEN.glob("*")) - before if not processes_of(path)]
+    return {**found, "files": files}
 
 
 TALKS = '''"""Talks for ever."""
@@ -356,4 +359,4 @@ def test_after_every_fault_the_next_job_is_right(after_faults: Any) -> None:
     result = after_faults["healthy"][0]
     assert result["status"] == "ok", result
     assert {case["status"] for case in result["cases"]} == {"ok"}
-    assert not list((ROOT / ".scratch/launch").glob("*/jobs.json")), "files between hosts are gone"
+    assert after_faults["files"] == [], "files between hosts are gone"
