@@ -12,6 +12,7 @@ import torch
 
 from attn import registry
 from attn.contract import Unsupported, Workload
+from attn.ring.communicator import Sent
 from bench import solved
 from bench.calls import CoreCall, make
 from bench.device import Cpu, open_device
@@ -131,7 +132,7 @@ def _series(job: Job, call: CoreCall, device: Cpu, problem: Solved, team: Team) 
         found["rank_samples_ms"] = ranks
     comm = getattr(call, "comm", None)
     if comm is not None:
-        comm.payload_bytes = comm.messages = 0
+        comm.sent = Sent()
         call()
         found["payload_bytes"], found["messages"] = comm.payload_bytes, comm.messages
     return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,12 +16,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
+from attn.ring.transport import Transport, connect, resolve
+
 
 class Team(Protocol):
     """rank and world_size; decisions of rank 0; gathering on rank 0; lining up before a sample."""
 
     rank: int
     world_size: int
+    transport: Transport | None
+    node_of_rank: Sequence[int]
 
     def agree(self, value: float) -> float:
         """Rank 0's value, on every rank."""
@@ -39,6 +44,8 @@ class Solo:
     """One process."""
 
     rank, world_size = 0, 1
+    transport: Transport | None = None
+    node_of_rank: Sequence[int] = (0,)
 
     def agree(self, value: float) -> float:
         """The value."""
@@ -71,8 +78,12 @@ class Ranks:
         self.rank, self.world_size = self._world.rank, self._world.size
         if self.world_size != world_size:
             raise RuntimeError(f"mpiexec started a world of {self.world_size} ranks, asked for {world_size}")
+        self.transport: Transport | None = None
+        self.node_of_rank: Sequence[int] = [0] * world_size
         if world_size > 1:
             self._rendezvous(device, timeout_s)
+            name = resolve("auto", device, self.node_of_rank)
+            self.transport = connect(name, self._world, self.node_of_rank, timeout_s)
 
     def _rendezvous(self, device: str, timeout_s: float) -> None:
         """Rank 0 opens a store on a free port and tells the others where it is."""
@@ -97,6 +108,8 @@ class Ranks:
     def close(self) -> None:
         """Leave together, so that nobody's sockets vanish under the others."""
         self.line_up()
+        if self.transport:
+            self.transport.close()
         if dist.is_initialized():
             dist.destroy_process_group()
         self._world.Barrier()
