@@ -50,8 +50,8 @@ class _Handover:
 class _Half:
     """One of the two halves: a segment a rank, all of one size, which grows when a pass needs more."""
 
-    def __init__(self, mpi: Any, world: Any) -> None:
-        self._mpi, self._world = mpi, world
+    def __init__(self, mpi: Any, world: Any, timeout_s: float) -> None:
+        self._mpi, self._world, self._timeout_s = mpi, world, timeout_s
         self._window: Any = None
         self._outgrown: list[Any] = []
         self.segments: list[Tensor] = []
@@ -80,6 +80,7 @@ class _Half:
             window.Free()
 
     def _grow(self) -> None:
+        _meet(self._world, self._timeout_s)
         if self._window:
             self._outgrown.append(self._window)
         self.size = max(_SMALLEST, 1 << (2 * self.used - 1).bit_length())
@@ -98,7 +99,7 @@ class Windows:
 
         self._mpi, self._world, self._timeout_s = MPI, world.Dup(), timeout_s
         self.rank, self.world_size = world.rank, world.size
-        self._halves = (_Half(MPI, self._world), _Half(MPI, self._world))
+        self._halves = (_Half(MPI, self._world, timeout_s), _Half(MPI, self._world, timeout_s))
         self._half = self._halves[0]
         self._control = MPI.Win.Allocate_shared(8 * _COUNTERS, 1, comm=self._world)
         self._counters = [_mapped(self._control, rank).view(torch.int64).numpy() for rank in range(self.world_size)]
@@ -250,6 +251,19 @@ class Windows:
         nbytes = math.prod(shape) * like.itemsize
         segment = self._half.segments[place.owner][place.offset : place.offset + nbytes]
         return segment.view(like.dtype).view(tuple(shape))
+
+
+def _meet(world: Any, timeout_s: float) -> None:
+    """Line all ranks up before MPI does, which would wait for ever.
+
+    Raises:
+        TimeoutError: they did not come in time.
+    """
+    request, end = world.Ibarrier(), time.perf_counter() + timeout_s
+    while not request.Test():
+        if time.perf_counter() > end:
+            raise TimeoutError(f"rank {world.rank} waiting for the others: they did not come within {timeout_s:g} s")
+        time.sleep(_SLEEP_S)
 
 
 def _mapped(window: Any, rank: int) -> Tensor:
