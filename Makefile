@@ -7,7 +7,7 @@ RUN := PATH="$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-all lint format gate docs selftest lock hooks clean
+.PHONY: help bench test test-all test-mpi test-hosts lint format gate docs selftest lock hooks clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -22,6 +22,12 @@ test: $(VENV)/.dev ## the tests (about 15 minutes on 2 cores)
 
 test-all: $(VENV)/.dev ## the long tests too
 	$(RUN) python -m pytest
+
+test-mpi: $(VENV)/.dev ## those that start ranks on this machine
+	$(RUN) python -m pytest -m "mpi and not slow"
+
+test-hosts: $(VENV)/.dev ## those on hosts made of network namespaces; they skip where these are not permitted
+	$(RUN) python -m pytest -m hosts
 
 lint: $(VENV)/.dev ## style and types
 	$(RUN) ruff check .

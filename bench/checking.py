@@ -13,7 +13,7 @@ from typing import Any
 
 from attn import registry
 from attn.contract import Workload
-from bench import launch, machine, truths, worker
+from bench import launch, machine, placement, truths, worker
 from bench.grid import Params
 from bench.jobs import CHECKED_WORLD_SIZES, CheckJob
 from bench.progress import steps
@@ -139,18 +139,20 @@ def _job(
 
 def _run(job: CheckJob, kind: str, params: Params, identity: dict[str, Any], world_size: int) -> dict[str, Any]:
     """The cases of one number of ranks; `unsupported` where that many cannot be had here."""
-    no_ranks = machine.why_no_ranks(identity, world_size)
+    sharing = placement.most_on_a_host(world_size, params.launch)
+    no_ranks = machine.why_no_ranks(identity, sharing)
     if no_ranks:
         return {"status": "unsupported", "reason": no_ranks}
     limits: dict[str, Any] = {
         "deadline_s": params.protocol.deadline_s * _DEADLINE_FACTOR,
         "memory_bytes": worker.memory_limit(params.protocol.memory_limit_gib),
     }
-    threads = machine.threads_per_rank(identity["threads"], world_size)
-    with tempfile.NamedTemporaryFile(prefix="attn-bench-", suffix=".jsonl") as so_far:
+    threads = machine.threads_per_rank(identity["threads"], sharing)
+    shared = placement.folder_for_all(params.launch) if kind == "ring" else None
+    with tempfile.NamedTemporaryFile(prefix="attn-bench-", suffix=".jsonl", dir=shared) as so_far:
         fields = asdict(replace(job, world_size=world_size, threads=threads, so_far=so_far.name))
         if kind == "ring":
-            result = next(launch.run("check", [fields], world_size, **limits))
+            result = next(launch.run("check", [fields], world_size, **limits, on=params.launch))
         else:
             result = worker.isolated("check", fields, **limits)
         return result if result["status"] == "ok" else _unfinished(result, Path(so_far.name))

@@ -256,7 +256,7 @@ def _listed(one: Implementation, device: str, in_params: bool) -> dict[str, Any]
 
 
 def _why_not_here(one: Implementation, device: str) -> str | None:
-    from bench import launch
+    from bench import placement
 
     if one.fault:
         return one.fault
@@ -266,7 +266,7 @@ def _why_not_here(one: Implementation, device: str) -> str | None:
         registry.entry_point(one, registry.load(one))
     except (Exception, SystemExit) as error:  # a list shows what is broken, it does not break
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return launch.why_not() if one.kind == "ring" else None
+    return placement.why_not() if one.kind == "ring" else None
 
 
 def _verdict_in_words(report: dict[str, Any]) -> str:

@@ -32,6 +32,11 @@ _ALLOWED = {
     "dict_type": "a mapping",
 }
 
+_NAMES_OF_LAUNCH = {
+    "hosts": "letters, digits, dots and -",
+    "interface": 'the name of an interface, or "" to find it',
+}
+
 
 def in_words(error: Any, model: type[BaseModel]) -> str:
     """`grids.seed.n_heads[1] = -8, allowed: a whole number above 0`."""
@@ -51,6 +56,8 @@ def in_words(error: Any, model: type[BaseModel]) -> str:
         return f"{where} = {value!r}, allowed: at most {error['ctx']['le']}"
     if kind == "string_pattern_mismatch" and where.endswith(".reason"):
         return f"{where} = {value!r}, allowed: one line of words"
+    if kind == "string_pattern_mismatch" and where.startswith("launch."):
+        return f"{where} = {value!r}, allowed: {_NAMES_OF_LAUNCH[error['loc'][1]]}"
     allowed = _ALLOWED.get(kind) or error.get("ctx", {}).get("expected", error["msg"]).replace("'", "")
     return f"{where} = {value!r}, allowed: {allowed}"
 
@@ -100,6 +107,7 @@ def _duplicates(params: Params) -> list[str]:
         for key, values in grid.model_dump(by_alias=True).items():
             if isinstance(values, list) and key != "exclude":
                 lists[f"grids.{name}.{key}"] = values
+    lists["launch.hosts"] = params.launch.hosts
     return [
         f"{where} = {values}: {value} is given twice, allowed: once"
         for where, values in lists.items()

@@ -17,6 +17,8 @@ from bench import faults
 Family = Literal["core", "module", "ring"]
 FAMILIES: tuple[Family, ...] = ("core", "module", "ring")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+HOST = r"^[A-Za-z0-9][A-Za-z0-9.-]*$"
+INTERFACE = r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,14})?$"
 
 Positive = Annotated[int, Field(strict=True, gt=0, le=1 << 24)]
 Count = Annotated[int, Field(strict=True, ge=0, le=1 << 24)]
@@ -131,6 +133,18 @@ class Protocol(_Strict):
     memory_limit_gib: Count
 
 
+class Launch(_Strict):
+    """Where ranks run and what carries their messages.
+
+    hosts: names, in the order in which ranks are dealt to them; none: this machine, or the allocation of a scheduler.
+    interface: of the network between hosts; "": found from their names.
+    """
+
+    hosts: list[Annotated[str, Field(strict=True, pattern=HOST)]] = []
+    transport: Literal["auto", "nccl", "gloo", "mpi", "shm"] = "auto"
+    interface: Annotated[str, Field(strict=True, pattern=INTERFACE)] = ""
+
+
 class Params(_Strict):
     """All of params.yaml."""
 
@@ -141,6 +155,7 @@ class Params(_Strict):
     families: Families
     grids: Annotated[dict[Name, Grid], Field(min_length=1)]
     protocol: Protocol
+    launch: Launch = Launch()
 
     def family(self, family: str) -> FamilyParams:
         """The family's implementations and grids."""

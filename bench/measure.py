@@ -130,6 +130,7 @@ def _series(job: Job, call: CoreCall, device: Cpu, problem: Solved, team: Team) 
         shares = [share for (share,) in team.gather([device.clock_share() or 0.0])]
         return team.agree(min(shares, default=0.0)) or None
 
+    threads = team.gather([float(torch.get_num_threads())])
     hot = partial(sample, cold=False) if device.flushes else None
     clock = clock_share if device.clock_share() is not None else lambda: None
     series = sample_pairs(sample, sample_reference, job.protocol, seed, team.agree, hot=hot, clock_share=clock)
@@ -139,12 +140,14 @@ def _series(job: Job, call: CoreCall, device: Cpu, problem: Solved, team: Team) 
     if hot and (hot_of_ranks := team.gather(series.hot_ms)):
         series.hot_ms = [max(times) for times in zip(*hot_of_ranks, strict=True)]
     found: dict[str, Any] = {"series": series.as_dict(), "no_reference": why_not}
+    found["threads"] = [int(count) for (count,) in threads]
     if team.world_size > 1:
         found["rank_samples_ms"] = ranks
     comm = getattr(call, "comm", None)
     if comm is not None:
-        comm.sent = Sent()
+        comm.sent, before = Sent(), team.wire_bytes()
         call()
+        found["wire_bytes"] = team.wire_bytes() - before
         found["payload_bytes"], found["messages"] = comm.payload_bytes, comm.messages
     return found
 

@@ -2,43 +2,66 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import resource
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from bench import guard
-from bench.files import read_json, write_json, write_text
-from bench.team import Ranks
-from bench.worker import task
+from bench import guard, warden, wire
+from bench.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from bench.warden import Ward
 
 
 def main(folder: Path) -> None:
     """All jobs of the folder in order; rank 0 writes each result. An exception ends all ranks (mpi4py's runner)."""
     guard.die_with_parent()
     asked = read_json(folder / "jobs.json")
-    write_text(folder / f"rank-{os.getpid()}.txt", f"{os.getpid()}\n")
+    ward = warden.start(folder, wire.host_name(), _address(asked), asked["token"], asked["deadline_s"])
     if asked["memory_bytes"]:
         resource.setrlimit(resource.RLIMIT_DATA, (asked["memory_bytes"],) * 2)
-    faulthandler.dump_traceback_later(asked["deadline_s"] + 1, exit=True)
-    team = Ranks(asked["world_size"], asked["jobs"][0]["device"], asked["deadline_s"])
-    write_text(folder / f"rank-{os.getpid()}.txt", "\n".join([str(os.getpid()), *_shared_memory()]))
-    write_text(folder / f"ready-{team.rank}", "")  # all ranks have found each other; from here on the row is at fault
+    log = os.open(folder / f"log-{ward.name}", os.O_WRONLY | os.O_CREAT)
+    for standard in (1, 2):
+        os.dup2(log, standard)
+    try:
+        _all(asked, folder, ward)
+    except BaseException as error:
+        from bench.worker import status_of
+
+        ward.raised(status_of(error))
+        raise
+
+
+def _address(asked: dict[str, Any]) -> str:
+    """Where this host can be reached by the launcher; Slurm says where that is."""
+    if asked["interface"]:
+        return wire.address_of(asked["interface"])
+    launcher = os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or asked["launcher"]
+    return wire.address_towards(launcher)
+
+
+def _all(asked: dict[str, Any], folder: Path, ward: Ward) -> None:
+    """Torch and MPI come here: the number of threads must be known before, and who watches must be there."""
+    os.environ["OMP_NUM_THREADS"] = str(asked["jobs"][0]["threads"])
+    from bench.team import Ranks
+    from bench.worker import task
+
+    team = Ranks(
+        asked["world_size"], asked["jobs"][0]["device"], asked["deadline_s"],
+        interface=asked["interface"], transport=asked["transport"],
+    )  # fmt: skip
+    ward.ready(team.rank)
     run = task(asked["task"])
     for index, job in enumerate(asked["jobs"]):
-        faulthandler.dump_traceback_later(asked["deadline_s"] + 1, exit=True)  # a rank's own deadline
-        result = run(job, team)
+        if index:
+            ward.next_job()
+        result = run({**job, "threads": min(job["threads"], team.threads)}, team)
         if team.rank == 0:
             write_json(folder / f"{index}.json", result)
-    faulthandler.cancel_dump_traceback_later()
     team.close()
-
-
-def _shared_memory() -> list[str]:
-    """MPI's segments, which nobody removes when a rank is killed."""
-    with open("/proc/self/maps", encoding="utf-8") as maps:
-        return sorted({line.split()[-1] for line in maps if "/dev/shm/mpich" in line and "deleted" not in line})  # noqa: S108  # not ours to make
+    ward.done()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attn import registry
-from bench import closure, kept, launch, machine, records, roofline, stats, store, worker
+from bench import closure, kept, launch, machine, placement, records, roofline, stats, store, worker
 from bench.files import read_json
 from bench.grid import Cell, Params, cells
 from bench.jobs import Job
@@ -56,6 +56,7 @@ class Campaign:
             "code": closure.fingerprint(path, self.reference_path, *HARNESS),
             "protocol": self.params.protocol.model_dump(),
             "identity": self.identity,
+            **({"launch": self.params.launch.model_dump()} if self.family == "ring" else {}),
         }
 
     @property
@@ -107,7 +108,9 @@ def _why_not(campaign: Campaign, cell: Cell) -> tuple[records.Status, str] | Non
     if campaign.verdict["status"] != "ok":
         return campaign.verdict["status"], campaign.verdict["reason"]
     implementation = registry.read(registry.IMPL_DIR / f"{cell.implementation}.py")
-    reason = implementation.why_not(cell.workload, device) or machine.why_no_ranks(campaign.identity, cell.world_size)
+    reason = implementation.why_not(cell.workload, device) or machine.why_no_ranks(
+        campaign.identity, placement.most_on_a_host(cell.world_size, campaign.params.launch)
+    )
     if reason:
         return "unsupported", reason
     failed = campaign.oracle / f"{cell.workload.key}.json"
@@ -173,6 +176,7 @@ def _in_launches(
             world_size,
             deadline_s=protocol.deadline_s,
             memory_bytes=worker.memory_limit(protocol.memory_limit_gib),
+            on=campaign.params.launch,
         )
         for (cell, process), result in zip(alive, results, strict=True):
             if result["status"] != "ok":
@@ -189,7 +193,7 @@ def _job(campaign: Campaign, cell: Cell, process: int) -> Job:
         workload=cell.workload.as_dict(),
         world_size=cell.world_size,
         device=campaign.identity["device"],
-        threads=machine.threads_per_rank(threads, cell.world_size),
+        threads=machine.threads_per_rank(threads, placement.most_on_a_host(cell.world_size, campaign.params.launch)),
         all_threads=threads,
         protocol=campaign.params.protocol.model_dump(),
         process=process,
@@ -206,14 +210,15 @@ def _record(
     campaign: Campaign, cell: Cell, known: tuple[records.Status, str] | None, results: list[dict[str, Any]]
 ) -> Record:
     identity = campaign.identity
+    sharing = placement.most_on_a_host(cell.world_size, campaign.params.launch)
     common: dict[str, Any] = {
         "implementation": cell.implementation,
         "family": cell.family,
         "grid": cell.grid,
         "workload": cell.workload.as_dict(),
         "world_size": cell.world_size,
-        "threads": machine.threads_per_rank(identity["threads"], cell.world_size),
-        "oversubscribed": identity["device"] == "cpu" and cell.world_size > identity["cpu_count"],
+        "threads": machine.threads_per_rank(identity["threads"], sharing),
+        "oversubscribed": identity["device"] == "cpu" and sharing > identity["cpu_count"],
         "reference": campaign.params.reference_of(cell.family),
     }
     if known:

@@ -24,6 +24,7 @@ def main() -> int:
         return 2
     write_json(path, found)
     write_json(path.with_name("packages.json"), machine.packages())
+    write_json(path.with_name("launch.json"), params.launch.model_dump())
     print(machine.in_words(found))
     return 0
 

@@ -12,7 +12,7 @@ from conftest import ROOT
 from made import PARAMS
 
 from attn import registry
-from bench import checking, grid, kept, launch, machine, truths
+from bench import checking, grid, kept, machine, placement, truths
 from bench.__main__ import main
 
 ROW = '''"""Right, but for two tokens."""
@@ -148,9 +148,9 @@ def test_too_few_slots_are_the_machines_lack_and_no_crash_of_the_row(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mpiexec = folder / "mpiexec"
-    mpiexec.write_text(REFUSES.format(mpiexec=launch.find_mpiexec()), encoding="utf-8")
+    mpiexec.write_text(REFUSES.format(mpiexec=placement.find_mpiexec()), encoding="utf-8")
     mpiexec.chmod(mpiexec.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(launch, "find_mpiexec", lambda: str(mpiexec))
+    monkeypatch.setattr(placement, "find_mpiexec", lambda: str(mpiexec))
     path = registry.IMPL_DIR / "ring_v2_collective.py"
     report = ring(monkeypatch, path, (1, 8), "_s000001_d064_float32")
     assert (report["status"], report["reason"]) == ("ok", None)

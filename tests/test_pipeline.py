@@ -40,7 +40,16 @@ def test_a_first_repro_runs_every_stage_and_writes_every_result(finished: Finish
     assert set(finished.first.stages) == {"probe@local", "plan", "ceiling@local", "render@local"} | (
         INPUTS | ORACLES | CHECKS | BENCHES
     )
-    names = ["machine.json", "packages.json", "ceiling.json", "seed.txt", "report.md", "metrics.json", "plots.json"]
+    names = [
+        "machine.json",
+        "packages.json",
+        "launch.json",
+        "ceiling.json",
+        "seed.txt",
+        "report.md",
+        "metrics.json",
+        "plots.json",
+    ]
     names += [f"tables/{table}.txt" for table in ("core-seed", "core-scaling", "module-seed", "ring-seed")]
     names += ["tables/core-scaling.png", "tables/checks.txt"]
     names += [f"check/{name}{end}" for _, name, _ in ROWS for end in (".json", ".verdict.json")]

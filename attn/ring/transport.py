@@ -17,6 +17,7 @@ from torch import Tensor
 
 TransportName = Literal["nccl", "gloo", "mpi", "shm"]
 TRANSPORTS: tuple[str, ...] = get_args(TransportName)
+PROCESS_GROUPS: tuple[str, ...] = ("nccl", "gloo")  # those that torch.distributed must have been initialised for
 Groups = tuple[tuple[int, ...], ...]  # ranks, each in one group; a group's own ranks are places in its tuple
 
 
@@ -96,7 +97,7 @@ def connect(name: str, world: Any, node_of_rank: Sequence[int], timeout_s: float
     been initialised in that order. node_of_rank: which node each rank is on. timeout_s: how long a rank waits for
     another.
     """
-    if name in ("gloo", "nccl"):
+    if name in PROCESS_GROUPS:
         from attn.ring.process_group import ProcessGroup
 
         return ProcessGroup(name, world, node_of_rank, timeout_s)
