@@ -10,13 +10,13 @@ from conftest import ROOT
 
 from attn.ring import transport
 from attn.ring.communicator import Communicator
-from bench import launch
+from bench import placement
 
 pytestmark = pytest.mark.mpi
 
 
 def on_ranks(world_size: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    mpiexec = launch.find_mpiexec()
+    mpiexec = placement.find_mpiexec()
     assert mpiexec is not None
     ranks = [sys.executable, "-m", "mpi4py", "-m", "tests.transports_on_ranks", *arguments]
     return subprocess.run(
