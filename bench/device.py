@@ -21,9 +21,15 @@ class Cpu:
     """The processor: a call has finished when it returns."""
 
     name = "cpu"
+    flushes = False  # whether cold and hot are two figures
 
-    def elapsed_ms(self, call: Do, calls: int, before: Do = _nothing, after: Do = _nothing) -> float:
-        """Wall milliseconds of `calls` calls, without what is done before and after each of them."""
+    def elapsed_ms(
+        self, call: Do, calls: int, before: Do = _nothing, after: Do = _nothing, *, cold: bool = True
+    ) -> float:
+        """Wall milliseconds of `calls` calls, without what is done before and after each of them.
+
+        cold: with the L2 cache overwritten before each, where the device does that.
+        """
         elapsed = 0
         for _ in range(calls):
             before()
@@ -47,6 +53,10 @@ class Cpu:
             peak = max(peak, current)
         return peak, [e.name() for e in events]
 
+    def clock_share(self) -> float | None:
+        """The clock at this moment as a share of its default; None where the device does not tell."""
+        return None
+
     def synchronize(self) -> None:
         """Nothing: a call has finished when it returns."""
 
@@ -55,22 +65,28 @@ class Cuda(Cpu):
     """One NVIDIA device: work is queued, so it is timed by events and waited for."""
 
     name = "cuda"
+    flushes = True
 
     def __init__(self) -> None:
         l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
         self._flush = torch.empty(max(256 << 20, 2 * l2_bytes), dtype=torch.int8, device="cuda")
+        self._default_mhz = default_sm_mhz()
 
-    def elapsed_ms(self, call: Do, calls: int, before: Do = _nothing, after: Do = _nothing) -> float:
-        """Device milliseconds of `calls` calls, by events on the current stream, each with the L2 cache overwritten.
+    def elapsed_ms(
+        self, call: Do, calls: int, before: Do = _nothing, after: Do = _nothing, *, cold: bool = True
+    ) -> float:
+        """Device milliseconds of `calls` calls, by events on the current stream, cold ones with the L2 overwritten.
 
-        While that is done the host is ahead, so that what it takes to launch a call is not in its time.
+        While that is done the host is ahead, so that what it takes to launch a call is not in its time. A hot call
+        has in the cache what the call before it and its own inputs, just written, have left there.
         """
         elapsed = 0.0
         for _ in range(calls):
             before()
             start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            self._flush.zero_()
+            if cold:
+                self._flush.zero_()
             start.record()
             call()
             end.record()
@@ -90,9 +106,27 @@ class Cuda(Cpu):
         events = profile.kineto_results.events() if profile.kineto_results else []
         return torch.cuda.max_memory_allocated() - before, [e.name() for e in events]
 
+    def clock_share(self) -> float | None:
+        """The clock of the SMs, which a device that is hot or short of power lowers."""
+        return torch.cuda.clock_rate() / self._default_mhz if self._default_mhz else None
+
     def synchronize(self) -> None:
         """Wait for everything that was queued."""
         torch.cuda.synchronize()
+
+
+def default_sm_mhz() -> float | None:
+    """The clock that the SMs run at by default; None without NVML, or where the driver does not tell."""
+    try:
+        import pynvml
+    except ModuleNotFoundError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        device = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+        return float(pynvml.nvmlDeviceGetDefaultApplicationsClock(device, pynvml.NVML_CLOCK_SM))
+    except pynvml.NVMLError:
+        return None
 
 
 def open_device(name: str) -> Cpu:

@@ -30,7 +30,9 @@ _LAST_WORDS_S = 0.5  # between a first sign of a fault and the others' words
 _END_S = 1.0  # mpiexec ends by itself, then when asked to, within this each
 _NAMED = 4  # ranks that a reason names
 _CUT_OFF = "cannot be reached"
-_CONSEQUENCE = re.compile(r"gloo|closed by peer|remote worker", re.IGNORECASE)  # what the other ranks then say
+_CONSEQUENCE = re.compile(  # what the other ranks then say
+    r"gloo|closed by peer|remote worker|TimeoutError|MPI_ERR|mpi4py", re.IGNORECASE
+)
 _WAITS = re.compile(r"/(torch/distributed|attn/ring)/|/bench/team\.py$")  # who is there waits for the other ranks
 
 
@@ -136,11 +138,10 @@ class _Launch:
         raised, ended = self._notes("raised"), first or self._notes("ended")[:1]
         ready = any(one["ready"] for one in self._notes("warden"))
         self._end()
-        if not raised and not ready:  # the row was not loaded yet: it is not to blame
-            said = " ".join(line for line in self._said("log*") if any(map(str.isalpha, line)))[:300]
-            code = self.process.returncode
-            reason = f"{self.world_size} ranks could not be started here (exit code {code}): {said or 'no word'}"
-            return {"status": "unsupported", "reason": reason}
+        refused = [one["reason"] for one in raised if one["reason"].startswith("ValueError")]
+        if not ready and (refused or not raised):  # the row was not loaded yet: it is not to blame
+            words = refused[:1] or [line for line in self._said("log*") if any(map(str.isalpha, line))]
+            return {"status": "unsupported", "reason": self._not_started(" ".join(words)[:300])}
         for one in raised:
             if not _CONSEQUENCE.search(one["reason"]):
                 return {"status": one["status"], "reason": f"{self._who(one)}: {one['reason']}"}
@@ -151,10 +152,14 @@ class _Launch:
         said = (self._said("log") or ["none"])[-1][:300]
         return {"status": "crashed", "reason": f"one of {self.world_size} ranks was ended; last output: {said}"}
 
+    def _not_started(self, said: str) -> str:
+        code = self.process.returncode
+        return f"{self.world_size} ranks could not be started here (exit code {code}): {said or 'no word'}"
+
     def _timeout(self) -> dict[str, Any]:
         """Of ranks that are late: who is cut off, who is busy with something else than waiting, or where all wait."""
         answers = self._end()
-        odd = [one for one in answers if not _WAITS.search(one["path"])]
+        odd = [one for one in answers if not one["waits"]]
         odd.sort(key=lambda one: one["is"] != _CUT_OFF)
         told = "; ".join(f"{self._who(one)} {one['is']}" for one in (odd or answers)[:_NAMED]) or "none has begun"
         reason = f"no result of {self.world_size} ranks within their deadline of {self.deadline_s:g} s: {told}"
@@ -194,17 +199,19 @@ class _Launch:
         self.process.wait()
 
     def _ask_to_end(self, warden: dict[str, Any]) -> dict[str, Any]:
-        """The warden's note, what its rank `is` doing in words, and the `path` of the code that it was in."""
+        """The warden's note, what its rank `is` doing in words, and whether it `waits` for others."""
         host, port = warden["address"]
         try:
             with socket.create_connection((host, port), _ANSWER_S) as answering:
                 answering.sendall(self.token.encode())
-                found = json.loads(b"".join(iter(partial(answering.recv, 4096), b"")) or b"null")
+                frames = json.loads(b"".join(iter(partial(answering.recv, 4096), b"")) or b"[]")
         except ConnectionError:  # nobody listens: it has ended its rank and is gone
-            return {**warden, "is": "has ended", "path": ""}
+            return {**warden, "is": "has ended", "waits": False}
         except OSError:
-            return {**warden, "is": _CUT_OFF, "path": ""}
-        if found is None:
-            return {**warden, "is": "does not say where it is", "path": ""}
-        place = f"{Path(found['path']).name}:{found['line']} ({found['name']})"
-        return {**warden, "is": f"is at {place}", "path": found["path"]}
+            return {**warden, "is": _CUT_OFF, "waits": False}
+        if not frames:
+            return {**warden, "is": "does not say where it is", "waits": False}
+        waiting = [frame for frame in frames if _WAITS.search(frame["path"])]
+        at = (waiting or frames)[0]
+        place = f"{Path(at['path']).name}:{at['line']} ({at['name']})"
+        return {**warden, "is": f"is at {place}", "waits": bool(waiting)}

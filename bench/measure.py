@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import resource
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from attn import registry
 from attn.contract import Unsupported, Workload
+from attn.ring.communicator import Sent
 from bench import solved
 from bench.calls import CoreCall, make
 from bench.device import Cpu, open_device
@@ -19,7 +21,7 @@ from bench.jobs import Job
 from bench.judge import judge_call
 from bench.solved import Solved
 from bench.team import Solo, Team
-from bench.timing import sample_pairs
+from bench.timing import Throttled, sample_pairs
 from bench.watch import Watch, WrongResult
 
 MIB = 1 << 20
@@ -54,6 +56,8 @@ def measure(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
         found |= _memory(call, device)
     try:
         found |= _series(job, call, device, first, team)
+    except Throttled as error:
+        return {"status": "not_measured", "reason": str(error), **found}
     except WrongResult as wrong:
         return {"status": "incorrect", "reason": f"in a timed call: {wrong}", **found, "after": asdict(wrong.verdict)}
     again = solved.mirrored(implementation.kind, first, workload.mask)
@@ -104,9 +108,9 @@ def _series(job: Job, call: CoreCall, device: Cpu, problem: Solved, team: Team) 
     reference, why_not = _reference(job, problem, seed) if team.rank == 0 else (None, None)
     watch = Watch(call, problem, team, seed)
 
-    def sample(calls: int) -> float:
+    def sample(calls: int, *, cold: bool = True) -> float:
         watch.new_sample()
-        return device.elapsed_ms(call, calls, watch.before, watch.after)
+        return device.elapsed_ms(call, calls, watch.before, watch.after, cold=cold)
 
     def sample_reference(calls: int) -> float:
         nonlocal reference, why_not
@@ -122,19 +126,26 @@ def _series(job: Job, call: CoreCall, device: Cpu, problem: Solved, team: Team) 
         team.line_up()
         return milliseconds
 
+    def clock_share() -> float | None:
+        shares = [share for (share,) in team.gather([device.clock_share() or 0.0])]
+        return team.agree(min(shares, default=0.0)) or None
+
     threads = team.gather([float(torch.get_num_threads())])
-    series = sample_pairs(sample, sample_reference, job.protocol, seed, agree=team.agree)
+    hot = partial(sample, cold=False) if device.flushes else None
+    clock = clock_share if device.clock_share() is not None else lambda: None
+    series = sample_pairs(sample, sample_reference, job.protocol, seed, team.agree, hot=hot, clock_share=clock)
     ranks = team.gather(series.samples_ms)
     if ranks:
         series.samples_ms = [max(times) for times in zip(*ranks, strict=True)]
+    if hot and (hot_of_ranks := team.gather(series.hot_ms)):
+        series.hot_ms = [max(times) for times in zip(*hot_of_ranks, strict=True)]
     found: dict[str, Any] = {"series": series.as_dict(), "no_reference": why_not}
     found["threads"] = [int(count) for (count,) in threads]
     if team.world_size > 1:
         found["rank_samples_ms"] = ranks
     comm = getattr(call, "comm", None)
     if comm is not None:
-        comm.payload_bytes = comm.messages = 0
-        before = team.wire_bytes()
+        comm.sent, before = Sent(), team.wire_bytes()
         call()
         found["wire_bytes"] = team.wire_bytes() - before
         found["payload_bytes"], found["messages"] = comm.payload_bytes, comm.messages

@@ -37,10 +37,12 @@ class Figures(_Frozen):
 
     relative_time: to the reference, paired, same process. For rings: to the reference in one process on
     all cores; `efficiency` is its inverse. peak_mib is net of inputs. tflops and throughput follow from
-    time_ms. first_call_ms is the median over processes.
+    time_ms. first_call_ms is the median over processes. hot_ms: without the cache flush that time_ms has before
+    each call, where a device has such a cache.
     """
 
     time_ms: Figure
+    hot_ms: Figure | None = None
     relative_time: Figure | None
     efficiency: Figure | None
     throughput_tok_per_s: Finite

@@ -279,7 +279,7 @@ def _figures(cell: Cell, results: list[dict[str, Any]], first: dict[str, Any], *
         if compared
     ]
     relative = stats.estimate(ratios) if compared else None
-    flops = roofline.flops(w, cell.family)
+    flops, hot = roofline.flops(w, cell.family), [one["hot_ms"] for one in series]
 
     def median(field: str) -> float:
         return float(statistics.median(result[field] for result in results))
@@ -288,6 +288,7 @@ def _figures(cell: Cell, results: list[dict[str, Any]], first: dict[str, Any], *
     efficiency = stats.estimate([[1 / ratio for ratio in one] for one in ratios]) if ring else None
     return Figures(
         time_ms=Figure(**asdict(time)),
+        hot_ms=Figure(**asdict(stats.estimate(hot))) if all(hot) else None,
         relative_time=Figure(**asdict(relative)) if relative else None,
         efficiency=Figure(**asdict(efficiency)) if efficiency else None,
         throughput_tok_per_s=w.batch * w.seq_len / time.value * 1e3,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
+from attn.ring.transport import PROCESS_GROUPS, Transport, connect, resolve
 from bench import wire
 
 
@@ -24,6 +26,8 @@ class Team(Protocol):
 
     rank: int
     world_size: int
+    transport: Transport | None
+    node_of_rank: Sequence[int]
 
     def agree(self, value: float) -> float:
         """Rank 0's value, on every rank."""
@@ -45,6 +49,8 @@ class Solo:
     """One process."""
 
     rank, world_size = 0, 1
+    transport: Transport | None = None
+    node_of_rank: Sequence[int] = (0,)
 
     def agree(self, value: float) -> float:
         """The value."""
@@ -73,12 +79,12 @@ class Ranks:
 
     world: the MPI communicator in the order of the ring. node_of_rank, hosts: of each rank its node's number, counted
     in the order of the ring, and its host's name. interface: what carries bytes between nodes; the loopback where
-    there is one node. threads: cores of this node / its ranks. transport: as params.yaml has it. address: where other
-    nodes reach this rank.
+    there is one node. threads: cores of this node / its ranks. transport: None where there is one rank. address: where
+    other nodes reach this rank.
 
     Raises:
         RuntimeError: the world has another size than asked for.
-        ValueError: no interface has that address.
+        ValueError: no interface has that address, or the transport cannot serve this device or these nodes.
     """
 
     def __init__(
@@ -86,7 +92,6 @@ class Ranks:
     ) -> None:
         from mpi4py import MPI
 
-        self.transport = transport
         started = MPI.COMM_WORLD
         if started.size != world_size:
             raise RuntimeError(f"mpiexec started a world of {started.size} ranks, asked for {world_size}")
@@ -101,8 +106,12 @@ class Ranks:
         self.threads = self._threads()
         self._address = address if self.nodes > 1 else "127.0.0.1"
         self.interface = wire.interface_of(self._address)
+        self.transport: Transport | None = None
         if world_size > 1:
-            self._rendezvous(device, timeout_s)
+            name = resolve(transport, device, self.node_of_rank)
+            if name in PROCESS_GROUPS:
+                self._rendezvous(name, device, timeout_s)
+            self.transport = connect(name, self.world, self.node_of_rank, timeout_s)
 
     @property
     def nodes(self) -> int:
@@ -114,7 +123,7 @@ class Ranks:
         cores: list[set[int]] = self._node.allgather(os.sched_getaffinity(0))
         return max(1, len(set().union(*cores)) // len(cores))
 
-    def _rendezvous(self, device: str, timeout_s: float) -> None:
+    def _rendezvous(self, backend: str, device: str, timeout_s: float) -> None:
         """Rank 0 opens a store on a free port and tells the others where it is."""
         os.environ["GLOO_SOCKET_IFNAME"] = self.interface
         if self.nodes > 1:
@@ -127,7 +136,6 @@ class Ranks:
         store = mine or TCPStore(host, port, self.world_size, is_master=False, timeout=timeout)
         if device == "cuda":
             torch.cuda.set_device(self._node.rank)
-        backend = "nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size, timeout=timeout)
 
     def wire_bytes(self) -> int:
@@ -146,6 +154,8 @@ class Ranks:
     def close(self) -> None:
         """Leave together, so that nobody's sockets vanish under the others."""
         self.line_up()
+        if self.transport:
+            self.transport.close()
         if dist.is_initialized():
             dist.destroy_process_group()
         self.world.Barrier()

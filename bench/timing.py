@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import random
 import resource
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,12 @@ from typing import Any
 
 Sample = Callable[[int], float]  # calls -> milliseconds for all of them
 Agree = Callable[[float], float]
+ClockShare = Callable[[], float | None]  # of the device's default clock; of the slowest rank's
+LEAST_CLOCK = 0.75
+
+
+class Throttled(Exception):
+    """The device's clock stays too low for figures; the message says how low."""
 
 
 @dataclass
@@ -24,7 +31,10 @@ class Series:
 
     samples_ms, reference_ms: per call. cpu_per_wall: processor time over wall time during the sample
     (of all threads). preempted: involuntary context switches. steal_ms, stalled_ms: time that the
-    hypervisor took, and that some task waited for a processor; None where the machine does not tell.
+    hypervisor took, and that some task waited for a processor; None where the machine does not tell. clock_share: the
+    device's clock after the sample, as a share of its default. hot_ms: where the device has a cache to flush, a sample
+    without that (samples_ms are cold). throttled_ms: samples taken at less than 75 % of the default clock, which are in
+    no figure.
     """
 
     calls: int = 0
@@ -36,10 +46,22 @@ class Series:
     preempted: list[int] = field(default_factory=list)
     steal_ms: list[float | None] = field(default_factory=list)
     stalled_ms: list[float | None] = field(default_factory=list)
+    clock_share: list[float | None] = field(default_factory=list)
+    hot_ms: list[float] = field(default_factory=list)
+    throttled_ms: list[float] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON; with `outliers`, the places in samples_ms that Tukey's outer fences leave out. All stay in."""
+        return asdict(self) | {"outliers": outliers(self.samples_ms)}
+
+
+def outliers(values: list[float]) -> list[int]:
+    """Places of values more than 3 interquartile ranges beyond the quartiles (Tukey 1977, "far out")."""
+    if len(values) < 2:
+        return []
+    lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
+    reach = 3 * (upper - lower)
+    return [i for i, x in enumerate(values) if not lower - reach <= x <= upper + reach]
 
 
 def warm_up(sample: Sample, protocol: dict[str, Any], agree: Agree) -> int:
@@ -52,9 +74,23 @@ def warm_up(sample: Sample, protocol: dict[str, Any], agree: Agree) -> int:
 
 
 def sample_pairs(
-    sample: Sample, reference: Sample, protocol: dict[str, Any], seed: int, agree: Agree = lambda x: x
+    sample: Sample,
+    reference: Sample,
+    protocol: dict[str, Any],
+    seed: int,
+    agree: Agree = lambda x: x,
+    *,
+    hot: Sample | None = None,
+    clock_share: ClockShare = lambda: None,
 ) -> Series:
-    """Warm both up and take pairs until there are enough or the budget is spent."""
+    """Warm both up and take pairs until there are enough or the budget is spent.
+
+    hot: takes a sample of the other kind after each pair. clock_share: read after each sample; of too low a clock the
+    pair is taken anew.
+
+    Raises:
+        Throttled: the clock was too low as often as samples are wanted.
+    """
     series = Series(calls=warm_up(sample, protocol, agree), reference_calls=warm_up(reference, protocol, agree))
     rng, start = random.Random(seed), time.perf_counter()
     gc.collect()
@@ -64,27 +100,52 @@ def sample_pairs(
             spent = time.perf_counter() - start >= protocol["budget_s"]
             if agree(taken >= protocol["min_samples"] and spent):
                 break
-            _take_pair(series, sample, reference, reference_first=rng.random() < 0.5)
+            reference_first = rng.random() < 0.5
+            while not _take_pair(series, sample, reference, clock_share, agree, reference_first=reference_first):
+                if len(series.throttled_ms) >= protocol["samples"]:
+                    raise Throttled(_too_low(series, clock_share()))
+            if hot:
+                series.hot_ms.append(hot(series.calls) / series.calls)
     finally:
         gc.enable()
     return series
 
 
-def _take_pair(series: Series, sample: Sample, reference: Sample, *, reference_first: bool) -> None:
-    if reference_first:
-        series.reference_ms.append(reference(series.reference_calls) / series.reference_calls)
+def _take_pair(
+    series: Series, sample: Sample, reference: Sample, clock_share: ClockShare, agree: Agree, *, reference_first: bool
+) -> bool:
+    """Whether the pair counts: False where the device's clock was too low."""
+
+    def of_reference() -> float:
+        return reference(series.reference_calls) / series.reference_calls
+
+    reference_ms = of_reference() if reference_first else 0.0
     before = _Noise.now()
-    milliseconds = sample(series.calls)
-    noise = _Noise.now()
+    milliseconds = sample(series.calls) / series.calls
+    noise, clock = _Noise.now(), clock_share()
     if not reference_first:
-        series.reference_ms.append(reference(series.reference_calls) / series.reference_calls)
+        reference_ms = of_reference()
+    if agree(clock is not None and clock < LEAST_CLOCK):
+        series.throttled_ms.append(milliseconds)
+        return False
     wall_s = max(noise.wall_s - before.wall_s, 1e-9)
+    series.reference_ms.append(reference_ms)
     series.reference_first.append(reference_first)
-    series.samples_ms.append(milliseconds / series.calls)
+    series.samples_ms.append(milliseconds)
     series.cpu_per_wall.append(round((noise.cpu_s - before.cpu_s) / wall_s, 3))
     series.preempted.append(noise.preempted - before.preempted)
     series.steal_ms.append(_difference(noise.steal_ms, before.steal_ms))
     series.stalled_ms.append(_difference(noise.stalled_ms, before.stalled_ms))
+    series.clock_share.append(None if clock is None else round(clock, 3))
+    return True
+
+
+def _too_low(series: Series, clock: float | None) -> str:
+    low = f"{100 * clock:.0f} %" if clock is not None else "below 75 %"
+    return (
+        f"throttled: after {len(series.throttled_ms)} samples the device's clock is still at {low} of its default, "
+        f"allowed: at least {100 * LEAST_CLOCK:.0f} %"
+    )
 
 
 @dataclass(frozen=True)

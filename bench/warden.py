@@ -211,16 +211,16 @@ class _Warden:
             return True
         return False
 
-    def _where(self) -> dict[str, str] | None:
-        """Path, line and name of the function that the rank is in; nothing where it does not answer."""
+    def _where(self) -> list[dict[str, str]]:
+        """Path, line and name of the functions that the rank is in, the innermost first; none: it does not answer."""
         end = time.monotonic() + _STACK_S
         signal.pidfd_send_signal(self.process, signal.SIGUSR1)
         while time.monotonic() < end:
             text = os.pread(self.stack.fileno(), 1 << 16, 0).decode(errors="replace")
-            if (frame := _FRAME.search(text)) and text.count("\n") > 1:
-                return frame.groupdict()
+            if " <module>\n" in text:  # the last of them
+                return [frame.groupdict() for frame in _FRAME.finditer(text)]
             time.sleep(0.01)
-        return None
+        return []
 
     def _end_starter(self) -> None:
         """On a host that is cut off, hydra's proxy would wait for an answer for ever."""

@@ -1,18 +1,20 @@
 """bench.device, roofline, timing, team and machine: what is counted, and in which order it is taken."""
 
 import gc
+import sys
 
 import pytest
 import torch
 from made import PARAMS
 
 from attn.contract import Workload
+from bench import device as devices
 from bench import grid, machine
-from bench.device import Cpu, open_device
+from bench.device import Cpu, Cuda, open_device
 from bench.files import write_json
 from bench.roofline import flops
 from bench.team import Solo
-from bench.timing import sample_pairs, warm_up
+from bench.timing import Throttled, outliers, sample_pairs, warm_up
 
 MIB = 1 << 20
 PROTOCOL = {
@@ -114,7 +116,9 @@ def test_as_many_pairs_are_taken_as_are_asked_for():
     assert series.samples_ms == [4.0] * 12
     assert series.reference_ms == [0.5] * 12
     assert len(order) == 24
-    assert {len(values) for name, values in series.as_dict().items() if isinstance(values, list)} == {12}
+    taken = {name: len(values) for name, values in series.as_dict().items() if isinstance(values, list)}
+    assert taken.pop("hot_ms") == taken.pop("throttled_ms") == taken.pop("outliers") == 0
+    assert set(taken.values()) == {12}
 
 
 def test_a_pair_is_one_of_each_and_its_order_is_written_down():
@@ -169,9 +173,116 @@ def test_the_garbage_collector_is_on_again_after_an_exception():
 
 def test_what_rank_0_decides_is_what_counts():
     """The others' clocks do not: a rank that is told to stop stops, whatever it sees itself."""
-    answers = iter([True] * 3 + [False, 7] + [True] * 3 + [False, 9] + [False, False, True])
+    answers = iter([True] * 3 + [False, 7] + [True] * 3 + [False, 9] + [False, False] * 2 + [True])
     series = sample_pairs(lambda calls: calls, lambda calls: calls, PROTOCOL, 0, agree=lambda _: next(answers))
     assert (series.calls, series.reference_calls, len(series.samples_ms)) == (7, 9, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [([5.0], []), ([1.0, 9.0], []), ([1, 2, 3, 4, 5], []), ([1, 2, 3, 4, 11.0], [4]), ([4, 4, 4, 4, 3.9, 4], [4])],
+)
+def test_an_outlier_is_labelled_beyond_tukeys_outer_fences(values, places):
+    assert outliers(values) == places
+
+
+def sampled(clocks=(), **more):
+    """A series on a device whose clock is read off `clocks`, then stays at its default."""
+    shares, log = iter(clocks), []
+    row, reference = Sampler("row", 4.0, log), Sampler("reference", 0.5, log)
+    return sample_pairs(row, reference, PROTOCOL, 0, clock_share=lambda: next(shares, 1.0), **more)
+
+
+def test_a_pair_at_too_low_a_clock_is_taken_anew_and_is_in_no_figure():
+    series = sampled(clocks=[0.9, 0.74, 0.5, 0.75])
+    assert series.throttled_ms == [4.0, 4.0]
+    assert series.clock_share[:3] == [0.9, 0.75, 1.0]
+    assert len(series.samples_ms) == len(series.reference_ms) == len(series.reference_first) == 12
+
+
+def test_a_device_that_stays_throttled_gets_no_figure():
+    with pytest.raises(Throttled, match=r"throttled: after 12 samples .* still at 60 % of its default, .* 75 %"):
+        sampled(clocks=[0.6] * 100)
+
+
+def test_where_a_cache_is_flushed_each_pair_has_a_hot_sample_too():
+    series = sampled(hot=lambda calls: 3.0 * calls)
+    assert series.hot_ms == [3.0] * 12
+    assert series.samples_ms == [4.0] * 12
+
+
+class Device:
+    """Stands for the CUDA calls that bench.device makes: work is queued, and takes its time on the device's clock."""
+
+    def __init__(self, monkeypatch, megahertz=1980.0):
+        self.ms, self.done, self.log, self.bytes = 0.0, 0.0, [], []
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: self)
+        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event(self))
+        monkeypatch.setattr(torch.cuda, "clock_rate", lambda: megahertz)
+        monkeypatch.setattr(devices, "default_sm_mhz", lambda: 1980.0)
+        monkeypatch.setattr(torch, "empty", self.empty)
+
+    L2_cache_size = 200 << 20
+
+    def empty(self, size, dtype, device):
+        self.bytes.append((size, dtype, device))
+        return self
+
+    def zero_(self):
+        self.work("flush", 7.0)
+
+    def work(self, name, ms):
+        self.log.append(name)
+        self.ms += ms
+
+
+class Event:
+    def __init__(self, device):
+        self.device = device
+
+    def record(self):
+        self.device.log.append("event")
+        self.at = self.device.ms
+
+    def synchronize(self):
+        self.device.log.append("wait")
+        self.device.done = self.device.ms
+
+    def elapsed_time(self, end):
+        assert self.device.done >= end.at, "read before the device has finished"
+        return end.at - self.at
+
+
+def test_cuda_times_calls_by_events_with_the_cache_flushed_outside_of_them(monkeypatch):
+    device = Device(monkeypatch)
+    cuda = Cuda()
+    assert device.bytes == [(400 << 20, torch.int8, "cuda")]  # twice the L2, which is more than 256 MiB
+    around = [lambda: device.work("before", 3.0), lambda: device.log.append("after")]
+    assert cuda.elapsed_ms(lambda: device.work("call", 2.0), 2, *around) == 4.0
+    assert device.log == ["before", "flush", "event", "call", "event", "wait", "after"] * 2
+
+
+def test_a_hot_call_on_cuda_finds_the_cache_as_it_was_left(monkeypatch):
+    device = Device(monkeypatch)
+    cuda = Cuda()
+    assert cuda.flushes
+    assert not Cpu.flushes
+    assert cuda.elapsed_ms(lambda: device.work("call", 2.0), 1, cold=False) == 2.0
+    assert device.log == ["event", "call", "event", "wait"]
+
+
+def test_the_clock_of_cuda_is_a_share_of_its_default(monkeypatch):
+    Device(monkeypatch, megahertz=990.0)
+    assert Cuda().clock_share() == 0.5
+    assert Cpu().clock_share() is None
+
+
+def test_without_nvml_the_clock_is_unknown_and_nothing_is_throttled(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert devices.default_sm_mhz() is None
+    Device(monkeypatch)
+    monkeypatch.setattr(devices, "default_sm_mhz", lambda: None)
+    assert Cuda().clock_share() is None
 
 
 def test_a_team_of_one_agrees_with_itself():

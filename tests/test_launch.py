@@ -317,7 +317,7 @@ def test_a_warden_says_where_its_rank_was_and_ends_it_when_asked_by_who_may(rank
     with socket.create_connection(tuple(note["address"]), 10) as launcher:
         launcher.sendall(b"secret")
         answer = json.loads(b"".join(iter(lambda: launcher.recv(4096), b"")))
-    assert answer["name"] == "hangs"
+    assert answer[0]["name"] == "hangs"
     assert process.wait(10) == -signal.SIGKILL
     assert not segment.exists(), "it answers when all is gone"
 

@@ -57,9 +57,10 @@ def test_what_is_counted_as_sent_is_what_the_schedule_says(world_size: int, tmp_
         assert result["status"] == "ok", result
         numbers = 2 * cell.batch * -(-cell.seq_len // world_size) * cell.n_kv_heads * cell.head_dim  # of k and v
         forward = (world_size - 1) * numbers * (4 if cell.dtype == "float32" else 2)
-        backward = (world_size - 1) * numbers * 4 if cell.backward else 0  # dk and dv travel in float32
+        # backward, k and v travel again, and dk and dv in float32
+        backward = forward + (world_size - 1) * numbers * 4 if cell.backward else 0
         assert result["payload_bytes"] == forward + backward, cell.key
-        assert result["messages"] == (world_size - 1) * (2 if cell.backward else 1), cell.key
+        assert result["messages"] == (world_size - 1) * (3 if cell.backward else 1), cell.key
 
 
 def test_one_rank_sends_nothing(tmp_path: Path) -> None:

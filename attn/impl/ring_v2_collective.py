@@ -2,7 +2,7 @@
 
 Source: the all-gather schedule of context parallelism, Llama 3 (arXiv 2407.21783, section 3.3.2); partial
 results merged by log-sum-exp as in Liu et al. 2023 (arXiv 2310.01889).
-Sends, per rank: (N - 1) KV bytes forward, (N - 1) float32 dKV bytes backward; holds N KV.
+Sends, per rank: (N - 1) KV bytes forward; backward as much again, and (N - 1) dKV bytes in float32. Holds N KV.
 """
 
 from typing import Any
@@ -44,29 +44,32 @@ class _Collective(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, mask: Mask, comm: Communicator
     ) -> Tensor:
-        kv = comm.all_gather(torch.stack((k, v)))
+        comm.begin()
+        gathered = comm.all_gather(comm.pack(k, v), dim=2)
         out, lse = merge.empty(q)
         for source, length, causal in _visible(mask, comm):
-            block_k, block_v = kv[source, :, :, :length]
+            block_k, block_v = gathered[:, :, source * k.shape[1] :][:, :, :length]
             block_out, block_lse = block.forward(q, block_k, block_v, softmax_scale=softmax_scale, causal=causal)
             merge.merge_(out, lse, block_out, block_lse)
         out = out.to(q.dtype)
-        ctx.save_for_backward(q, kv, out, lse)
+        ctx.save_for_backward(q, k, v, out, lse)
         ctx.softmax_scale, ctx.mask, ctx.comm = softmax_scale, mask, comm
         return out
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        q, kv, out, lse = ctx.saved_tensors
+        q, k, v, out, lse = ctx.saved_tensors
+        ctx.comm.begin()
+        gathered = ctx.comm.all_gather(ctx.comm.pack(k, v), dim=2)
         dq = torch.zeros_like(q, dtype=torch.float32)
-        dkv = torch.zeros_like(kv, dtype=torch.float32)
+        dkv = ctx.comm.message(gathered.shape, dq).zero_()
         for source, length, causal in _visible(ctx.mask, ctx.comm):
-            block_k, block_v = kv[source, :, :, :length]
+            tokens = slice(source * k.shape[1], source * k.shape[1] + length)
+            block_k, block_v = gathered[:, :, tokens]
             block_dq, block_dk, block_dv = block.backward(
                 dout, q, block_k, block_v, out, lse, softmax_scale=ctx.softmax_scale, causal=causal
             )
             dq += block_dq
-            dkv[source, 0, :, :length] = block_dk
-            dkv[source, 1, :, :length] = block_dv
-        dk, dv = ctx.comm.reduce_scatter(dkv).to(q.dtype)
+            dkv[0, :, tokens], dkv[1, :, tokens] = block_dk, block_dv
+        dk, dv = ctx.comm.reduce_scatter(dkv, dim=2).to(q.dtype)
         return dq.to(q.dtype), dk, dv, None, None, None
