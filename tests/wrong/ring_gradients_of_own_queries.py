@@ -27,7 +27,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, comm: Communicator) -> Tensor:
         ctx.rank = comm.rank
-        return comm.all_gather(x[None], dim=0)
+        return comm.keep(comm.all_gather(x[None], dim=0))
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor, None]:
