@@ -56,6 +56,7 @@ class Exclusion(_Strict):
     dtype: Dtype | None = None
     mask: MaskKind | None = None
     seq_len: Positive | None = None
+    kv_seq_len: Positive | None = None
     n_heads: Positive | None = None
     head_dim: Positive | None = None
 
@@ -70,6 +71,7 @@ class Grid(_Strict):
     """The product of its axes, less what it excludes."""
 
     seq_len: Sizes
+    kv_seq_len: Sizes | None = None
     batch: Sizes = [1]
     n_heads: Sizes = [8]
     n_kv_heads: Sizes | None = None
@@ -86,9 +88,9 @@ class Grid(_Strict):
             self.batch, self.n_heads, self.n_kv_heads or [0], self.head_dim, self.dtype, self.mask, self.pass_
         )
         return [
-            Workload(b, s, h, g or h, d, dtype, mask, pass_)
+            Workload(b, s, h, g or h, d, dtype, mask, pass_, kv_seq_len=t)
             for b, h, g, d, dtype, mask, pass_ in product
-            for s in self.seq_len
+            for s, t in itertools.product(self.seq_len, self.kv_seq_len or [0])
         ]
 
     def why_excluded(self, workload: Workload, device: str) -> str | None:
