@@ -201,7 +201,9 @@ class RingCall(CoreCall):
         self, implementation: Implementation, workload: Workload, given: Tensors, device: str, team: Any
     ) -> None:
         self.team = team
-        self.comm = Communicator(team.rank, team.world_size, workload.kv_seq_len, team.transport, team.node_of_rank)
+        self.comm = Communicator(
+            team.rank, team.world_size, workload.kv_seq_len, team.transport, team.node_of_rank, team.ulysses_size
+        )
         super().__init__(implementation, workload, given, device)
 
     def _forward(self) -> Tensor:

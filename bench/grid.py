@@ -139,12 +139,14 @@ class Launch(_Strict):
     """Where ranks run and what carries their messages.
 
     hosts: names, in the order in which ranks are dealt to them; none: this machine, or the allocation of a scheduler.
-    interface: of the network between hosts; "": found from their names.
+    interface: of the network between hosts; "": found from their names. ulysses_size: ranks that ring_usp groups for
+    its all-to-all; 0: it chooses.
     """
 
     hosts: list[Annotated[str, Field(strict=True, pattern=HOST)]] = []
     transport: Literal["auto", "nccl", "gloo", "mpi", "shm"] = "auto"
     interface: Annotated[str, Field(strict=True, pattern=INTERFACE)] = ""
+    ulysses_size: Count = 0
 
 
 class Params(_Strict):
