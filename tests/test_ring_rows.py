@@ -14,7 +14,7 @@ from conftest import ROOT
 from attn import registry
 from attn.contract import Unsupported, Workload
 from attn.ring import formulas
-from bench import cases, launch, solved
+from bench import cases, launch, placement, solved
 
 pytestmark = pytest.mark.mpi
 
@@ -37,7 +37,7 @@ HARD = [  # one token, fewer tokens than ranks, uneven shards of every kind, odd
 
 def ranks(world_size: int, module: str) -> str:
     """What a module of tests prints on so many ranks."""
-    mpiexec = launch.find_mpiexec()
+    mpiexec = placement.find_mpiexec()
     assert mpiexec is not None
     done = subprocess.run(
         [mpiexec, "-n", str(world_size), sys.executable, "-m", "mpi4py", "-m", module], cwd=ROOT, text=True,
