@@ -66,7 +66,9 @@ def check(transport: Transport, dtype: torch.dtype, seed: int) -> Communicator:
         if n % 2 == 0:
             inner, outer = comm.grid(2)
             pair, apart = rank // 2 * 2, range(rank % 2, n, 2)
-            step(inner.all_gather(every[rank], 0), torch.cat(every[pair : pair + 2]), "a pair's all_gather")
+            of_pair = inner.all_gather(every[rank], 0)
+            step(of_pair, torch.cat(every[pair : pair + 2]), "a pair's all_gather")
+            kept = [*kept, (comm.keep(of_pair), torch.cat(every[pair : pair + 2]))]
             step(outer.all_reduce(every[rank].float()), sum(every[one].float() for one in apart), "across pairs")
     for found, due in kept:
         step(found, due, "kept")

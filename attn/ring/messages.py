@@ -94,7 +94,9 @@ class Messages:
         return like.new_empty(tuple(shape))
 
     def keep(self, x: Tensor) -> Tensor:
-        """Itself."""
+        """Itself, unless it is of a group inside a node."""
+        for one in self._splits.values():
+            x = one.keep(x)
         return x
 
     def rotate(self, x: Tensor) -> _Message:
