@@ -69,7 +69,7 @@ def check(params: Params, asked: Namespace) -> int:
 
 def run(params: Params, asked: Namespace) -> int:
     """Check, then measure into a table or JSON; nothing under results/ is touched. Exit 1 when a cell failed."""
-    from bench import checking, records, roofline, runner, truths, worker
+    from bench import checking, records, ring_tables, roofline, runner, truths, worker
 
     implementation = _implementation(asked.implementation)
     _grid(params, asked.grid)
@@ -104,7 +104,7 @@ def run(params: Params, asked: Namespace) -> int:
         ceiling = worker.isolated(roofline.measure_ceiling.__name__, job, deadline_s=300)
         if ceiling["status"] != "ok":
             raise BadInput(f"the machine's ceiling: {ceiling['reason']}")
-        print(tables.grid_table(measured, ceiling, reports))
+        print(ring_tables.text(measured, ceiling, reports))
     return 1 if any(record.status in records.FAILED for record in measured) else 0
 
 

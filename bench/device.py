@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -56,6 +57,14 @@ class Cpu:
     def clock_share(self) -> float | None:
         """The clock at this moment as a share of its default; None where the device does not tell."""
         return None
+
+    def mark(self) -> Any:
+        """This moment, for `between_ms`; the device does not wait."""
+        return time.perf_counter_ns()
+
+    def between_ms(self, start: Any, end: Any) -> float:
+        """Milliseconds between two marks."""
+        return float(end - start) / 1e6
 
     def synchronize(self) -> None:
         """Nothing: a call has finished when it returns."""
@@ -109,6 +118,17 @@ class Cuda(Cpu):
     def clock_share(self) -> float | None:
         """The clock of the SMs, which a device that is hot or short of power lowers."""
         return torch.cuda.clock_rate() / self._default_mhz if self._default_mhz else None
+
+    def mark(self) -> Any:
+        """An event on the current stream."""
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def between_ms(self, start: Any, end: Any) -> float:
+        """Waits for the later one."""
+        end.synchronize()
+        return float(start.elapsed_time(end))
 
     def synchronize(self) -> None:
         """Wait for everything that was queued."""

@@ -13,9 +13,10 @@ import torch
 
 from attn import registry
 from attn.contract import Unsupported, Workload
+from attn.ring import formulas
 from attn.ring.communicator import Sent
-from bench import solved
-from bench.calls import CoreCall, make
+from bench import breakdown, solved
+from bench.calls import CoreCall, RingCall, make
 from bench.device import Cpu, open_device
 from bench.jobs import Job
 from bench.judge import judge_call
@@ -25,6 +26,7 @@ from bench.timing import Throttled, sample_pairs
 from bench.watch import Watch, WrongResult
 
 MIB = 1 << 20
+_WIRE_CALLS = 3
 
 
 def measure(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
@@ -53,13 +55,18 @@ def measure(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
     if not before.right:
         return {"status": "incorrect", "reason": before.reason, **found}
     if job.process == 0:
-        found |= _memory(call, device)
+        found |= _memory(call, device, team)
+    yardstick = _Yardstick(job, first, device, team)
     try:
-        found |= _series(job, call, device, first, team)
+        found |= _series(job, call, device, first, team, yardstick)
     except Throttled as error:
         return {"status": "not_measured", "reason": str(error), **found}
     except WrongResult as wrong:
         return {"status": "incorrect", "reason": f"in a timed call: {wrong}", **found, "after": asdict(wrong.verdict)}
+    if isinstance(call, RingCall):
+        found |= _sent(call, team)
+        if job.process == 0:
+            found["breakdown"] = breakdown.measure(call, device, team, yardstick.sample, job.protocol)
     again = solved.mirrored(implementation.kind, first, workload.mask)
     call.refill(again.inputs)
     call()
@@ -70,13 +77,19 @@ def measure(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
     return {"status": "ok", **found}
 
 
-def _memory(call: CoreCall, device: Cpu) -> dict[str, Any]:
-    """Peak of one call net of its inputs and of anything else that was there, in a call that is not timed."""
+def _memory(call: CoreCall, device: Cpu, team: Team) -> dict[str, Any]:
+    """Peak of one call net of its inputs and of anything else that was there, in a call that is not timed.
+
+    Of a ring, that of the rank with the highest, and what its transport holds that the allocator does not know of.
+    """
     call.forget()
     peak, operators = device.peak_bytes(call)
+    peak += team.transport.memory_bytes() if team.transport else 0
+    ranks = [peak_mib for (peak_mib,) in team.gather([peak / MIB])] or [0.0]
     return {
-        "peak_mib": peak / MIB,
-        "peak_with_inputs_mib": (peak + call.input_bytes()) / MIB,
+        "peak_mib": max(ranks),
+        "peak_with_inputs_mib": max(ranks) + call.input_bytes() / MIB,
+        "rank_peak_mib": ranks,
         "backend": backend(operators, device.name),
     }
 
@@ -102,29 +115,38 @@ def backend(operators: list[str], device: str) -> str:
     return f"aten {'+'.join(found) or 'eager'} {device}"
 
 
-def _series(job: Job, call: CoreCall, device: Cpu, problem: Solved, team: Team) -> dict[str, Any]:
+class _Yardstick:
+    """The reference, on rank 0 and all cores, while the other ranks wait asleep; `why_not` where there is none."""
+
+    def __init__(self, job: Job, problem: Solved, device: Cpu, team: Team) -> None:
+        self._job, self._device, self._team = job, device, team
+        self._watch, self.why_not = _reference(job, problem) if team.rank == 0 else (None, None)
+
+    def sample(self, calls: int) -> float:
+        """Milliseconds of so many calls, each of them judged; 0 where there is none."""
+        milliseconds = 0.0
+        if self._watch is not None:
+            torch.set_num_threads(self._job.all_threads)
+            try:
+                self._watch.new_sample()
+                milliseconds = self._device.elapsed_ms(self._watch.call, calls, self._watch.before, self._watch.after)
+            except WrongResult as wrong:
+                self._watch, self.why_not = None, f"the yardstick in a timed call: {wrong}"
+            torch.set_num_threads(self._job.threads)
+        self._team.line_up()
+        return milliseconds
+
+
+def _series(
+    job: Job, call: CoreCall, device: Cpu, problem: Solved, team: Team, yardstick: _Yardstick
+) -> dict[str, Any]:
     """Samples in pairs with the reference. Of several ranks, the slowest one's time is the sample."""
     seed = job.protocol["seed"] + job.process
-    reference, why_not = _reference(job, problem, seed) if team.rank == 0 else (None, None)
     watch = Watch(call, problem, team, seed)
 
     def sample(calls: int, *, cold: bool = True) -> float:
         watch.new_sample()
         return device.elapsed_ms(call, calls, watch.before, watch.after, cold=cold)
-
-    def sample_reference(calls: int) -> float:
-        nonlocal reference, why_not
-        milliseconds = 0.0
-        if reference is not None:
-            torch.set_num_threads(job.all_threads)
-            try:
-                reference.new_sample()
-                milliseconds = device.elapsed_ms(reference.call, calls, reference.before, reference.after)
-            except WrongResult as wrong:
-                reference, why_not = None, f"the yardstick in a timed call: {wrong}"
-            torch.set_num_threads(job.threads)
-        team.line_up()
-        return milliseconds
 
     def clock_share() -> float | None:
         shares = [share for (share,) in team.gather([device.clock_share() or 0.0])]
@@ -133,26 +155,51 @@ def _series(job: Job, call: CoreCall, device: Cpu, problem: Solved, team: Team) 
     threads = team.gather([float(torch.get_num_threads())])
     hot = partial(sample, cold=False) if device.flushes else None
     clock = clock_share if device.clock_share() is not None else lambda: None
-    series = sample_pairs(sample, sample_reference, job.protocol, seed, team.agree, hot=hot, clock_share=clock)
+    series = sample_pairs(sample, yardstick.sample, job.protocol, seed, team.agree, hot=hot, clock_share=clock)
     ranks = team.gather(series.samples_ms)
     if ranks:
         series.samples_ms = [max(times) for times in zip(*ranks, strict=True)]
     if hot and (hot_of_ranks := team.gather(series.hot_ms)):
         series.hot_ms = [max(times) for times in zip(*hot_of_ranks, strict=True)]
-    found: dict[str, Any] = {"series": series.as_dict(), "no_reference": why_not}
+    found: dict[str, Any] = {"series": series.as_dict(), "no_reference": yardstick.why_not}
     found["threads"] = [int(count) for (count,) in threads]
-    if team.world_size > 1:
-        found["rank_samples_ms"] = ranks
-    comm = getattr(call, "comm", None)
-    if comm is not None:
+    return found | ({"rank_samples_ms": ranks} if isinstance(call, RingCall) else {})
+
+
+def _sent(call: RingCall, team: Team) -> dict[str, Any]:
+    """What one call sends: counted where it is handed over, and where it crosses the network, all hosts together.
+
+    The least of a few calls: what others send at the same time is no part of it. Memory that is shared crosses none.
+    `yardsticks`: how many processes like the yardstick's the cores or devices of all ranks make.
+    """
+    comm, wire = call.comm, list[int]()
+    for _ in range(_WIRE_CALLS if team.transport and team.transport.name != "shm" else 1):
         comm.sent, before = Sent(), team.wire_bytes()
         call()
-        found["wire_bytes"] = team.wire_bytes() - before
-        found["payload_bytes"], found["messages"] = comm.payload_bytes, comm.messages
-    return found
+        wire.append(team.wire_bytes() - before)
+    name, nodes = team.transport.name if team.transport else None, list(team.node_of_rank)
+    return {
+        "payload_bytes": comm.payload_bytes,
+        "messages": comm.messages,
+        "payload_formula_bytes": _due_bytes(call),
+        "wire_bytes": 0 if name in (None, "shm") else min(wire),
+        "transport": name,
+        "node_of_rank": nodes,
+        "hosts": list(team.hosts),
+        "yardsticks": comm.world_size if call.device == "cuda" else len(set(nodes)),
+    }
 
 
-def _reference(job: Job, problem: Solved, seed: int) -> tuple[Watch | None, str | None]:
+def _due_bytes(call: RingCall) -> int | None:
+    """What a call must hand over by the formula of its schedule; None for a row that has none."""
+    name, comm = call.implementation.name, call.comm
+    if name not in formulas.SCHEDULES:
+        return None
+    group_size = getattr(call.module, "group_size", None)  # of a schedule with two sizes, the one that it chose
+    return formulas.due(name, call.workload, comm.world_size, group_size(comm) if group_size else 1).payload_bytes
+
+
+def _reference(job: Job, problem: Solved) -> tuple[Watch | None, str | None]:
     """The yardstick on the same problem, or why there is none."""
     try:
         workload = Workload.from_dict(job.workload)
@@ -161,7 +208,7 @@ def _reference(job: Job, problem: Solved, seed: int) -> tuple[Watch | None, str 
             call()
     except Unsupported as error:
         return None, str(error)
-    return Watch(call, problem, Solo(), seed), None
+    return Watch(call, problem, Solo(), job.protocol["seed"] + job.process), None
 
 
 def _peak_rss() -> int:

@@ -35,10 +35,10 @@ class Figure(_Frozen):
 class Figures(_Frozen):
     """What is known of a right cell.
 
-    relative_time: to the reference, paired, same process. For rings: to the reference in one process on
-    all cores; `efficiency` is its inverse. peak_mib is net of inputs. tflops and throughput follow from
-    time_ms. first_call_ms is the median over processes. hot_ms: without the cache flush that time_ms has before
-    each call, where a device has such a cache.
+    relative_time: to the reference, paired, same process. For rings: to the reference in one process on all cores;
+    `efficiency` is its inverse, as if that process had the cores of all hosts, or all devices. peak_mib is net of
+    inputs. tflops and throughput follow from time_ms. first_call_ms is the median over processes. hot_ms: without the
+    cache flush that time_ms has before each call, where a device has such a cache.
     """
 
     time_ms: Figure
@@ -56,10 +56,80 @@ class Figures(_Frozen):
     messages: int | None
 
 
-class Record(_Frozen):
-    """One cell, as measured (or not) on one machine."""
+class Loss(_Frozen):
+    """From ideal to real, ms: ideal + smaller_blocks + merge + imbalance + exposed = real.
 
-    schema_version: Literal[1] = 1
+    ideal: the yardstick in one process, as if on all cores or devices of the ranks. smaller_blocks: what the mean
+    rank computes longer than that, merging apart. imbalance: what the slowest rank computes longer than the mean
+    one. exposed: what the ring takes longer than its slowest rank computes: waiting. A term may be negative.
+    """
+
+    ideal_ms: Finite
+    smaller_blocks_ms: Finite
+    merge_ms: Finite
+    imbalance_ms: Finite
+    exposed_ms: Finite
+    real_ms: Finite
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """All that is lost, ms by name."""
+        return {name: x for name, x in self.model_dump().items() if name not in ("ideal_ms", "real_ms")}
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Loss:
+        found = self.ideal_ms + sum(self.terms.values())
+        if abs(found - self.real_ms) > 1e-6 * max(abs(self.real_ms), abs(self.ideal_ms)):
+            raise ValueError(f"ideal and losses make {found} ms, not {self.real_ms}")
+        return self
+
+
+class Ring(_Frozen):
+    """What is known of a right cell of several ranks, or of one.
+
+    transport: None with one rank. node_of_rank, hosts, threads, rank_ms, rank_compute_ms, rank_peak_mib: of each rank
+    in the order of the ring; medians. payload_formula_bytes: what a rank must hand over, None for a row without a
+    formula; figures.payload_bytes is what it did. wire_bytes: what crossed the network, all hosts together.
+
+    real_ms to hidden: of `rounds` rounds in one launch, calls that are not judged; the slowest rank's. hidden: the
+    share of communication that costs no time, 1 - (real - compute) / communication, of rounds.
+    """
+
+    transport: str | None
+    node_of_rank: list[int]
+    hosts: list[str]
+    threads: list[int]
+    payload_formula_bytes: int | None
+    wire_bytes: int
+    rank_ms: list[Finite]
+    rank_compute_ms: list[Finite]
+    rank_peak_mib: list[Finite]
+    rounds: int
+    real_ms: Figure
+    compute_ms: Figure
+    communication_ms: Figure | None
+    sequence_ms: Figure | None
+    hidden: Figure | None
+    loss: Loss | None
+    no_loss: str | None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Ring:
+        lists = (self.node_of_rank, self.hosts, self.threads, self.rank_ms, self.rank_compute_ms, self.rank_peak_mib)
+        if len({len(one) for one in lists}) != 1:
+            raise ValueError(f"not one value a rank everywhere: {[len(one) for one in lists]}")
+        if (self.loss is None) == (self.no_loss is None):
+            raise ValueError("either a loss budget or why there is none")
+        alone = (self.communication_ms, self.sequence_ms, self.hidden)
+        if any((one is None) != (self.transport is None) for one in alone):
+            raise ValueError("ranks have a transport and times of communication, or none of these")
+        return self
+
+
+class Record(_Frozen):
+    """One cell, as measured (or not) on one machine. Since schema 2 a ring's figures come with its `ring`."""
+
+    schema_version: Literal[1, 2] = 2
     implementation: str
     family: str
     grid: str
@@ -76,6 +146,7 @@ class Record(_Frozen):
     over_budget: dict[str, float] = {}
     sampled: str | None = None  # what of its results was judged, where not everything was
     figures: Figures | None = None
+    ring: Ring | None = None
     processes: list[dict[str, Any]] = []
     state: dict[str, Any] = {}
     measured_at: str | None = None
@@ -88,6 +159,10 @@ class Record(_Frozen):
             raise ValueError(f"every status but ok has a reason, and ok has none; this is {self.status}")
         if self.reason is not None and ("\n" in self.reason or not self.reason.strip()):
             raise ValueError("a reason is one line of words")
+        if (self.ring is not None) != (self.family == "ring" and self.status == "ok" and self.schema_version > 1):
+            raise ValueError(f"`ring` exists only with status ok in family ring, and always then; {self.family} here")
+        if self.ring and len(self.ring.hosts) != self.world_size:
+            raise ValueError(f"{len(self.ring.hosts)} hosts of {self.world_size} ranks")
         if self.figures and self.processes == []:
             raise ValueError("figures come with all their samples")
         if self.status == "ok" and not all(ratio <= 1 for ratio in self.over_budget.values()):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attn.contract import Workload
-from bench import check_tables, machine, records, tables
+from bench import check_tables, machine, records, ring_tables, tables
 from bench.files import read_json, write_json, write_text
 from bench.grid import FAMILIES, Params, cells
 from bench.records import Record
@@ -121,11 +121,11 @@ def _tables(
 ) -> Iterator[tuple[str, str]]:
     for family, grid in dict.fromkeys((record.family, record.grid) for record in found):
         chosen = [r for r in found if (r.family, r.grid) == (family, grid)]
-        yield f"{family}-{grid}", tables.grid_table(chosen, ceiling, reports)
+        yield f"{family}-{grid}", ring_tables.text(chosen, ceiling, reports)
 
 
 def _plots(found: list[Record], ceiling: dict[str, Any], folder: Path) -> list[str]:
-    """A picture for every table over several lengths: TFLOP/s against seq_len, the ceiling dashed."""
+    """Of tables over several lengths TFLOP/s against seq_len, the ceiling dashed; of rings their loss budgets."""
     made = []
     for family, grid in dict.fromkeys((record.family, record.grid) for record in found):
         chosen = [r for r in found if (r.family, r.grid) == (family, grid) and r.figures]
@@ -133,6 +133,9 @@ def _plots(found: list[Record], ceiling: dict[str, Any], folder: Path) -> list[s
             path = folder / f"{family}-{grid}.png"
             _plot(chosen, ceiling, path, f"{family}, grid {grid}")
             made.append(path.name)
+        losses = folder / f"{family}-{grid}-loss.png"
+        if ring_tables.plot(chosen, losses, f"Where the time goes: {family}, grid {grid}"):
+            made.append(losses.name)
     return made
 
 
@@ -194,5 +197,7 @@ def _report(
         parts.append(f"## {name}")
         if f"{name}.png" in pictures:
             parts.append(f"![TFLOP/s against seq_len, {name}](tables/{name}.png)")
+        if f"{name}-loss.png" in pictures:
+            parts.append(f"![Loss budgets, {name}](tables/{name}-loss.png)")
         parts.append(f"```\n{text}```")
     return "\n\n".join(parts) + "\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attn import registry
-from bench import closure, kept, launch, machine, placement, records, roofline, stats, store, worker
+from bench import closure, kept, launch, losses, machine, placement, records, roofline, stats, store, worker
 from bench.files import read_json
 from bench.grid import Cell, Params, cells
 from bench.jobs import Job
@@ -247,6 +247,7 @@ def _measured(campaign: Campaign, cell: Cell, results: list[dict[str, Any]], *, 
         "over_budget": _worst(results, "over_budget"),
         "sampled": results[0]["before"]["sampled"],
         "figures": _figures(cell, results, first, compared=not_compared is None),
+        "ring": losses.ring(results, not_compared) if cell.family == "ring" else None,
         "not_compared": not_compared,
         "processes": results,
         "state": machine.state(),
@@ -285,7 +286,8 @@ def _figures(cell: Cell, results: list[dict[str, Any]], first: dict[str, Any], *
         return float(statistics.median(result[field] for result in results))
 
     ring = compared and cell.family == "ring"
-    efficiency = stats.estimate([[1 / ratio for ratio in one] for one in ratios]) if ring else None
+    alone = [[1 / ratio / results[0]["yardsticks"] for ratio in one] for one in ratios] if ring else []
+    efficiency = stats.estimate(alone) if ring else None
     return Figures(
         time_ms=Figure(**asdict(time)),
         hot_ms=Figure(**asdict(stats.estimate(hot))) if all(hot) else None,

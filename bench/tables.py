@@ -52,12 +52,12 @@ def grid_table(records: list[Record], ceiling: dict[str, Any], reports: dict[str
 
     `reports`: check reports by row, for its error on real inputs.
     """
-    axes, family = _varying(records), records[0].family
+    axes, family = varying(records), records[0].family
     ranks, sent = (["ranks"], ["sent MiB"]) if family == "ring" else ([], [])
     headers = ["implementation", *axes, *ranks, "time ms", f"/ {records[0].reference}", "first ms", "TFLOP/s"]
     headers += ["of ceiling", "error (of budget)", "on real inputs", "MiB net", "MiB", *sent, "backend"]
     align = ("left", *["right"] * (len(headers) - 2), "left")
-    rows = [[*_head(record, axes), *_cells(record, ceiling, reports)] for record in records]
+    rows = [[*head(record, axes), *_cells(record, ceiling, reports)] for record in records]
     table = tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=align)
     return "\n".join([table, "", *_fixed_axes(records[0], axes), *_notes(records)]) + "\n"
 
@@ -105,7 +105,7 @@ def interval(figure: Figure | None, digits: int = 3) -> str:
     """`1.23 [1.20, 1.31]`."""
     if figure is None:
         return "-"
-    return f"{_short(figure.value, digits)} [{_short(figure.low, digits)}, {_short(figure.high, digits)}]"
+    return f"{short(figure.value, digits)} [{short(figure.low, digits)}, {short(figure.high, digits)}]"
 
 
 def _seed_row(record: Record) -> list[Any]:
@@ -155,14 +155,14 @@ def _not_compared(records: list[Record]) -> list[str]:
     return [f"- {r.implementation} {where(r)}: not compared, {r.not_compared}" for r in rows]
 
 
-def _head(record: Record, axes: list[str]) -> list[Any]:
+def head(record: Record, axes: list[str]) -> list[Any]:
     """Row, axes, and for a ring its ranks."""
     ranks = f"{record.world_size}*" if record.oversubscribed else str(record.world_size)
     shown = [record.implementation, *(record.workload[axis] for axis in axes)]
     return [*shown, ranks] if record.family == "ring" else shown
 
 
-def _varying(records: list[Record]) -> list[str]:
+def varying(records: list[Record]) -> list[str]:
     """Axes that take several values; n_kv_heads only where it is not simply n_heads."""
     grouped = any(record.workload["n_kv_heads"] != record.workload["n_heads"] for record in records)
     axes = [axis for axis in _AXES if len({record.workload[axis] for record in records}) > 1]
@@ -193,7 +193,7 @@ def _cells(record: Record, ceiling: dict[str, Any], reports: dict[str, check_tab
     memory, sent = ["-", "-"], "-"
     if f:
         share = f"{100 * f.tflops / peak_tflops(ceiling, dtype):.0f} %"
-        times = [interval(f.time_ms), interval(f.relative_time), _short(f.first_call_ms), _short(f.tflops), share]
+        times = [interval(f.time_ms), interval(f.relative_time), short(f.first_call_ms), short(f.tflops), share]
         memory, sent = [f"{f.peak_mib:.1f}", f"{f.peak_with_inputs_mib:.1f}"], f"{(f.payload_bytes or 0) / 2**20:.1f}"
     return [*times, *errors, *memory, *([sent] if record.family == "ring" else []), record.backend or "-"]
 
@@ -207,7 +207,8 @@ def _ratios(records: list[Record]) -> dict[tuple[str, str, str], list[float]]:
     return found
 
 
-def _short(value: float, digits: int = 3) -> str:
+def short(value: float, digits: int = 3) -> str:
+    """With so many significant digits, never as a power of ten."""
     text = f"{value:.{digits}g}"
     return f"{value:.0f}" if "e+" in text else text
 

@@ -29,6 +29,7 @@ class Team(Protocol):
     transport: Transport | None
     node_of_rank: Sequence[int]
     ulysses_size: int
+    hosts: Sequence[str]
 
     def agree(self, value: float) -> float:
         """Rank 0's value, on every rank."""
@@ -53,6 +54,7 @@ class Solo:
     transport: Transport | None = None
     node_of_rank: Sequence[int] = (0,)
     ulysses_size = 0
+    hosts: Sequence[str] = (wire.host_name(),)
 
     def agree(self, value: float) -> float:
         """The value."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from attn.contract import Workload
 from bench import grid
-from bench.records import Figure, Figures, Record
+from bench.records import Figure, Figures, Loss, Record, Ring
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 
@@ -31,6 +31,37 @@ def figures(**changes):
     return Figures(**{**fields, **changes})
 
 
+def ring(world_size=1, **changes):
+    """What the record of a ring has besides: nothing sent by one rank, shared memory between several."""
+    alone = world_size == 1
+    fields = {
+        "transport": None if alone else "shm",
+        "node_of_rank": [0] * world_size,
+        "hosts": ["here"] * world_size,
+        "threads": [1] * world_size,
+        "payload_formula_bytes": 0 if alone else 1 << 20,
+        "wire_bytes": 0,
+        "rank_ms": [2.0] * world_size,
+        "rank_compute_ms": [1.5] * world_size,
+        "rank_peak_mib": [4.0] * world_size,
+        "rounds": 5,
+        "real_ms": figure(2.0),
+        "compute_ms": figure(1.5),
+        "communication_ms": None if alone else figure(0.75),
+        "sequence_ms": None if alone else figure(2.25),
+        "hidden": None if alone else Figure(value=0.33, low=-0.1, high=1.2),
+        "loss": loss(),
+        "no_loss": None,
+    }
+    return Ring(**{**fields, **changes})
+
+
+def loss(**changes):
+    """A budget that adds up."""
+    terms = {"ideal_ms": 1.0, "smaller_blocks_ms": 0.3, "merge_ms": 0.1, "imbalance_ms": 0.1, "exposed_ms": 0.5}
+    return Loss(**{**terms, "real_ms": 2.0, **changes})
+
+
 def record(**changes):
     """A record that is ok; with another `status`, give `reason` and what else belongs to it."""
     fields = {
@@ -51,7 +82,10 @@ def record(**changes):
         "processes": [{"status": "ok"}],
         "measured_at": "20260102_030405",
     }
-    return Record(**{**fields, **changes})
+    fields |= changes
+    if fields["family"] == "ring" and fields["status"] == "ok":
+        fields.setdefault("ring", ring(fields["world_size"]))
+    return Record(**fields)
 
 
 def failed(status="crashed", reason="it fell over", **changes):

@@ -23,7 +23,7 @@ ILLEGAL = {
         "ok, but over its error budget",
     ),
     "an unknown status": ({"status": "fine"}, "status"),
-    "another schema": ({"schema_version": 2}, "schema_version"),
+    "another schema": ({"schema_version": 3}, "schema_version"),
     "an extra field": ({"colour": "blue"}, "colour"),
 }
 

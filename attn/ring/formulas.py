@@ -23,6 +23,7 @@ from attn.ring.layouts import local_seq_len
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _ROTATIONS = ("ring_v1_p2p", "ring_zigzag", "ring_striped")
+SCHEDULES = (*_ROTATIONS, "ring_v2_collective", "ring_ulysses", "ring_usp", "ring_tree_decode")
 
 
 @dataclass(frozen=True)
