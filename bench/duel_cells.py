@@ -9,6 +9,7 @@ from typing import Any
 from bench import worker
 from bench.grid import FAMILIES, Cell, Params, cells
 from bench.machine import why_no_ranks
+from bench.records import LEFT_OUT
 from bench.worktrees import Side
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -94,11 +95,11 @@ def _sort_out(
     first: dict[Any, Cell] = {}
     for cell in wanted:
         same = first.setdefault((cell.implementation, cell.workload, cell.world_size), cell)
-        excluded = params.grids[cell.grid].why_excluded(cell.workload, identity["device"])
+        excluded = params.grids[cell.grid].why_excluded(cell.workload, identity["device"], cell.implementation)
         if broken := _broken(cell, both):
             chosen.broken[cell.key] = broken
         elif excluded:
-            chosen.skipped[cell.key] = f"left out in params.yaml: {excluded}"
+            chosen.skipped[cell.key] = f"{LEFT_OUT}{excluded}"
         elif why := _why_not(cell, identity, both, clock):
             chosen.skipped[cell.key] = why
         elif same is not cell and same.key not in chosen.skipped:

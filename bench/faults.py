@@ -185,12 +185,13 @@ def _cell_faults(params: Params, name: str) -> list[str]:
         return [f"grids.{name} has {count} cells, allowed: at most {MOST_CELLS}"]
     workloads = grid.workloads()
     device = params.device if params.device != "auto" else "cpu"
-    if all(grid.why_excluded(w, device) for w in workloads):
+    rows = params.implementations()
+    if all(grid.why_excluded(w, device, row) for w in workloads for row in rows):
         return [f"grids.{name}.exclude: leaves no cell out of {len(workloads)}"]
     return [
         f"grids.{name}.exclude[{i}] covers no cell of the grid"
         for i, exclusion in enumerate(grid.exclude)
-        if not any(exclusion.covers(w, exclusion.device or device) for w in workloads)
+        if not any(exclusion.covers(w, exclusion.device or device, row) for w in workloads for row in rows)
     ]
 
 

@@ -59,12 +59,13 @@ class Exclusion(_Strict):
     kv_seq_len: Positive | None = None
     n_heads: Positive | None = None
     head_dim: Positive | None = None
+    implementations: Annotated[list[Name], *_AXIS] | None = None
 
-    def covers(self, workload: Workload, device: str) -> bool:
+    def covers(self, workload: Workload, device: str, implementation: str) -> bool:
         """Whether every field that is given agrees."""
-        asked = self.model_dump(exclude={"reason", "device"}, exclude_none=True)
+        asked = self.model_dump(exclude={"reason", "device", "implementations"}, exclude_none=True)
         agrees = all(getattr(workload, field) == value for field, value in asked.items())
-        return agrees and self.device in (None, device)
+        return agrees and self.device in (None, device) and implementation in (self.implementations or [implementation])
 
 
 class Grid(_Strict):
@@ -93,9 +94,9 @@ class Grid(_Strict):
             for s, t in itertools.product(self.seq_len, self.kv_seq_len or [0])
         ]
 
-    def why_excluded(self, workload: Workload, device: str) -> str | None:
-        """The reason of the first exclusion that covers a workload."""
-        return next((e.reason for e in self.exclude if e.covers(workload, device)), None)
+    def why_excluded(self, workload: Workload, device: str, implementation: str) -> str | None:
+        """The reason of the first exclusion that covers a workload of a row."""
+        return next((e.reason for e in self.exclude if e.covers(workload, device, implementation)), None)
 
 
 class FamilyParams(_Strict):

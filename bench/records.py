@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bench.files import read_json, write_json
 
 Status = Literal["ok", "incorrect", "unsupported", "out_of_memory", "timeout", "crashed", "not_measured"]
+LEFT_OUT = "left out in params.yaml: "  # how the reason of such a cell begins
 FAILED: tuple[Status, ...] = ("incorrect", "crashed", "timeout")  # what `gate` does not let pass
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -150,6 +151,11 @@ class Record(_Frozen):
     processes: list[dict[str, Any]] = []
     state: dict[str, Any] = {}
     measured_at: str | None = None
+
+    @property
+    def left_out(self) -> bool:
+        """Whether params.yaml leaves this cell out of its grid."""
+        return (self.reason or "").startswith(LEFT_OUT)
 
     @model_validator(mode="after")
     def _legal(self) -> Record:

@@ -102,9 +102,9 @@ def finish(campaign: Campaign, record: Path) -> None:
 def _why_not(campaign: Campaign, cell: Cell) -> tuple[records.Status, str] | None:
     """What keeps a cell from being measured: the grid, a declaration, or the verdict of the check."""
     device = campaign.identity["device"]
-    excluded = campaign.params.grids[cell.grid].why_excluded(cell.workload, device)
+    excluded = campaign.params.grids[cell.grid].why_excluded(cell.workload, device, cell.implementation)
     if excluded:
-        return "not_measured", f"left out in params.yaml: {excluded}"
+        return "not_measured", f"{records.LEFT_OUT}{excluded}"
     if campaign.verdict["status"] != "ok":
         return campaign.verdict["status"], campaign.verdict["reason"]
     implementation = registry.read(registry.IMPL_DIR / f"{cell.implementation}.py")

@@ -24,8 +24,8 @@ def seed_grid(rows: list[list[Any]]) -> str:
 
 
 def seed_table(records: list[Record], device: str, references: Iterable[str]) -> str:
-    """The table that started this project, from records of its grid; yardsticks are left out, as there."""
-    shown = [record for record in records if record.implementation not in references]
+    """The table that started this project, from records of its grid, without yardsticks and what params leave out."""
+    shown = [record for record in records if record.implementation not in references and not record.left_out]
     stamp = max((record.measured_at for record in shown if record.measured_at), default="nothing measured yet")
     dtypes = dict.fromkeys(record.workload["dtype"] for record in shown)
     lines = [f"Benchmark Results - {stamp}", f"Device: {device}, Dtype: {', '.join(f'torch.{d}' for d in dtypes)}", ""]

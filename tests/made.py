@@ -4,7 +4,7 @@ from pathlib import Path
 
 from attn.contract import Workload
 from bench import grid
-from bench.records import Figure, Figures, Loss, Record, Ring
+from bench.records import LEFT_OUT, Figure, Figures, Loss, Record, Ring
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 
@@ -95,16 +95,17 @@ def failed(status="crashed", reason="it fell over", **changes):
 
 
 def records_of(params, grids=None):
-    """One ok record for every cell that params.yaml asks for."""
+    """One record for every cell of params.yaml: ok, or left out as it says there."""
+
+    def made(family, cell):
+        named = {"implementation": cell.implementation, "family": family, "grid": cell.grid}
+        shape = {"workload": cell.workload.as_dict(), "world_size": cell.world_size}
+        why = params.grids[cell.grid].why_excluded(cell.workload, "cpu", cell.implementation)
+        rest = {**named, **shape, "reference": params.reference_of(family)}
+        return failed("not_measured", f"{LEFT_OUT}{why}", **rest) if why else record(**rest)
+
     return [
-        record(
-            implementation=cell.implementation,
-            family=family,
-            grid=cell.grid,
-            workload=cell.workload.as_dict(),
-            world_size=cell.world_size,
-            reference=params.reference_of(family),
-        )
+        made(family, cell)
         for family in grid.FAMILIES
         for name in params.family(family).implementations
         for chosen in params.family(family).grids

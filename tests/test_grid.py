@@ -45,7 +45,7 @@ def faults_of(folder, text):
 KEYS = "seq_len, kv_seq_len, batch, n_heads, n_kv_heads, head_dim, dtype, mask, pass, world_size, exclude"
 
 ONE_FAULT = {
-    "unknown key at the top": ({"colour": 1}, "colour: unknown key, allowed: machine, device, threads, .*protocol"),
+    "unknown key at the top": ({"colour": 1}, "colour: unknown key, allowed: machine, device, threads, .*launch"),
     "unknown key of a grid": ({"grids.seed.seqlen": [1]}, f"grids.seed.seqlen: unknown key, allowed: {KEYS}"),
     "unknown key of the protocol": ({"protocol.sample": 1}, "protocol.sample: unknown key, allowed: seed, .*samples.*"),
     "unknown key of a family": (
@@ -107,6 +107,9 @@ ONE_FAULT = {
         {"protocol.samples": 4}, "protocol.min_samples must be at most protocol.samples"),
     "a grid that leaves everything out": (
         {"grids.seed.exclude": [{"reason": "why not"}]}, "grids.seed.exclude: leaves no cell out of 2"),
+    "an exclusion of a row that is not there": (
+        {"grids.seed.exclude": [{"reason": "why not", "implementations": ["sdpaa"]}]},
+        r"grids.seed.exclude\[0\] covers no cell of the grid"),
     "an exclusion without a reason": (
         {"grids.seed.exclude": [{"seq_len": 512}]}, r"grids.seed.exclude\[0\].reason is missing"),
 }  # fmt: skip
@@ -207,16 +210,23 @@ def test_keys_are_as_many_as_queries_where_a_grid_does_not_say():
 def test_a_grid_is_the_product_of_its_axes():
     params = grid.load(PARAMS)
     assert len(params.grids["scaling"].workloads()) == 8
-    assert len(grid.cells(params, "ring", "ring_v2_collective", "ring")) == 6
-    assert len({cell.key for cell in grid.cells(params, "ring", "ring_v2_collective", "ring")}) == 6
+    assert len(grid.cells(params, "ring", "ring_v2_collective", "decode")) == 6
+    assert len({cell.key for cell in grid.cells(params, "ring", "ring_v2_collective", "decode")}) == 6
     assert len(grid.cells(params, "core", "sdpa", "ring")) == 2
 
 
 def test_an_exclusion_covers_a_workload_only_where_every_field_agrees():
     dtypes = grid.load(PARAMS).grids["dtypes"]
-    left_out = [w for w in dtypes.workloads() if dtypes.why_excluded(w, "cpu")]
+    left_out = [w for w in dtypes.workloads() if dtypes.why_excluded(w, "cpu", "sdpa")]
     assert [(w.dtype, w.seq_len) for w in left_out] == [("float16", 2048)]
-    assert [w for w in dtypes.workloads() if dtypes.why_excluded(w, "cuda")] == []
+    assert [w for w in dtypes.workloads() if dtypes.why_excluded(w, "cuda", "sdpa")] == []
+
+
+def test_an_exclusion_may_be_of_some_rows_only():
+    seed = grid.load(PARAMS).grids["seed"]
+    (workload, _) = seed.workloads()
+    assert "one rank sends nothing" in seed.why_excluded(workload, "cpu", "ring_zigzag")
+    assert seed.why_excluded(workload, "cpu", "ring_v2_collective") is None
 
 
 @pytest.mark.parametrize("name", ["local", "H100-x1", "a_b", "0"])
