@@ -128,7 +128,7 @@ class _Launch:
         return any(name.startswith(("ended-", "raised-")) for name in os.listdir(self.folder))
 
     def _wait_for_words(self) -> None:
-        """mpiexec may have ended before a warden has seen its rank die; every warden that there is will say so."""
+        """The launch may have ended before a warden has seen its rank die; every warden that there is will say so."""
         end = time.monotonic() + _WORDS_S
         while not self._failed() and self._notes("warden") and time.monotonic() < end:
             time.sleep(_POLL_S)
