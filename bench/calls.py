@@ -32,7 +32,7 @@ class CoreCall:
         self.module: ModuleType = registry.load(implementation)
         self.entry = registry.entry_point(implementation, self.module)
         self.mask = Mask(workload.mask)
-        self.buffers: Tensors = {name: self._held(x).to(device, copy=True) for name, x in given.items()}
+        self.buffers: Tensors = {name: self._held(name, x).to(device, copy=True) for name, x in given.items()}
         self.settings = torch_settings()
         for name in self.leaves:
             self.buffers[name].requires_grad_(workload.backward)
@@ -91,14 +91,14 @@ class CoreCall:
 
     def held_inputs(self, given: Tensors) -> Tensors:
         """What the buffers take of given inputs, on the device."""
-        return {name: self._held(given[name]).to(self.device) for name in self.buffers}
+        return {name: self._held(name, given[name]).to(self.device) for name in self.buffers}
 
     def reload(self, signs: Tensors) -> None:
         """Weights with other signs, where there are weights."""
 
     def changed_inputs(self, given: Tensors) -> list[str]:
         """Names of the inputs that are not, bit for bit, what they were."""
-        return [n for n, x in self.buffers.items() if not identical(x.detach().cpu(), self._held(given[n]))]
+        return [n for n, x in self.buffers.items() if not identical(x.detach().cpu(), self._held(n, given[n]))]
 
     def forget(self) -> None:
         """Drop the last result, so that it does not count as memory in use."""
@@ -135,7 +135,7 @@ class CoreCall:
             return {}
         return {"lse": lse, "out_with_lse": out}
 
-    def _held(self, x: Tensor) -> Tensor:
+    def _held(self, _: str, x: Tensor) -> Tensor:
         return x
 
     def _whole(self, found: Tensors) -> Tensors:
@@ -201,7 +201,9 @@ class RingCall(CoreCall):
         self, implementation: Implementation, workload: Workload, given: Tensors, device: str, team: Any
     ) -> None:
         self.team = team
-        self.comm = Communicator(team.rank, team.world_size, workload.seq_len, team.transport, team.node_of_rank)
+        self.comm = Communicator(
+            team.rank, team.world_size, workload.kv_seq_len, team.transport, team.node_of_rank, team.ulysses_size
+        )
         super().__init__(implementation, workload, given, device)
 
     def _forward(self) -> Tensor:
@@ -210,14 +212,19 @@ class RingCall(CoreCall):
             b["q"], b["k"], b["v"], softmax_scale=self.workload.softmax_scale, mask=self.mask, comm=self.comm
         )
 
-    def _held(self, x: Tensor) -> Tensor:
-        return layouts.shard(x, self.implementation.layout, self.team.rank, self.team.world_size)
+    def _held(self, name: str, x: Tensor) -> Tensor:
+        layout = layouts.of_tensor(self.implementation.layout, name)
+        return layouts.shard(x, layout, self.team.rank, self.team.world_size)
 
     @property
     def held(self) -> list[Tensor]:
-        """The tokens of each rank, padding left out."""
+        """The tokens of each rank, padding left out; nothing where all have the same."""
         n, layout = self.team.world_size, self.implementation.layout
-        return [layouts.tokens(self.workload.seq_len, layout, rank, n) for rank in range(n)]
+        return (
+            []
+            if layout == "replicated_q"
+            else [layouts.tokens(self.workload.seq_len, layout, rank, n) for rank in range(n)]
+        )
 
     def _whole(self, found: Tensors) -> Tensors:
         """On rank 0, of what every rank returned in its shape and dtype."""

@@ -155,10 +155,12 @@ def all_cases(kind: str) -> Iterator[Case]:
 
 
 def _lengths(kind: str) -> Iterator[Case]:
+    heads = replace(_BASE, n_heads=8, n_kv_heads=8, head_dim=16, softmax_scale=-1.0)  # one for each of 8 ranks
+    base = heads if kind == "ring" else _BASE
     for dtype in DTYPE_ORDER:
         for length in ODD_LENGTHS if kind != "ring" else (1, 3, 127, 513):
             slow = dtype == "float16" and length > SLOW_LENGTH
-            sized = replace(_BASE, dtype=dtype, seq_len=length, kv_seq_len=length)
+            sized = replace(base, dtype=dtype, seq_len=length, kv_seq_len=length)
             for mask in MASK_ORDER:
                 yield Case(replace(sized, mask=mask, pass_="forward" if slow else "forward_backward"))
 

@@ -161,12 +161,25 @@ def _grid_faults(params: Params, name: str, known: dict[str, registry.Implementa
     others = [family for family in ("core", "module") if name in params.family(family).grids]
     if others and grid.world_size != [1]:
         faults.append(f"grids.{name}.world_size = {grid.world_size}: {others[0]} uses this grid too, allowed: [1]")
+    for length in [t for s, t in itertools.product(grid.seq_len, grid.kv_seq_len or []) if s != t][:1]:
+        if "module" in others or (users and not any(row.cross_length for row in users)):
+            whose = "a module has one length" if "module" in others else "no row of this grid takes two lengths"
+            faults.append(f"grids.{name}.kv_seq_len = {length}: {whose}, allowed: as seq_len")
     return faults or _cell_faults(params, name)
 
 
 def _cell_faults(params: Params, name: str) -> list[str]:
     grid = params.grids[name]
-    axes = (grid.batch, grid.seq_len, grid.n_heads, grid.n_kv_heads or [0], grid.head_dim, grid.dtype, grid.mask)
+    axes = (
+        grid.batch,
+        grid.seq_len,
+        grid.kv_seq_len or [0],
+        grid.n_heads,
+        grid.n_kv_heads or [0],
+        grid.head_dim,
+        grid.dtype,
+        grid.mask,
+    )
     count = math.prod(len(axis) for axis in (*axes, grid.pass_, grid.world_size))
     if count > MOST_CELLS:
         return [f"grids.{name} has {count} cells, allowed: at most {MOST_CELLS}"]

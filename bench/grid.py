@@ -56,6 +56,7 @@ class Exclusion(_Strict):
     dtype: Dtype | None = None
     mask: MaskKind | None = None
     seq_len: Positive | None = None
+    kv_seq_len: Positive | None = None
     n_heads: Positive | None = None
     head_dim: Positive | None = None
 
@@ -70,6 +71,7 @@ class Grid(_Strict):
     """The product of its axes, less what it excludes."""
 
     seq_len: Sizes
+    kv_seq_len: Sizes | None = None
     batch: Sizes = [1]
     n_heads: Sizes = [8]
     n_kv_heads: Sizes | None = None
@@ -86,9 +88,9 @@ class Grid(_Strict):
             self.batch, self.n_heads, self.n_kv_heads or [0], self.head_dim, self.dtype, self.mask, self.pass_
         )
         return [
-            Workload(b, s, h, g or h, d, dtype, mask, pass_)
+            Workload(b, s, h, g or h, d, dtype, mask, pass_, kv_seq_len=t)
             for b, h, g, d, dtype, mask, pass_ in product
-            for s in self.seq_len
+            for s, t in itertools.product(self.seq_len, self.kv_seq_len or [0])
         ]
 
     def why_excluded(self, workload: Workload, device: str) -> str | None:
@@ -137,12 +139,14 @@ class Launch(_Strict):
     """Where ranks run and what carries their messages.
 
     hosts: names, in the order in which ranks are dealt to them; none: this machine, or the allocation of a scheduler.
-    interface: of the network between hosts; "": found from their names.
+    interface: of the network between hosts; "": found from their names. ulysses_size: ranks that ring_usp groups for
+    its all-to-all; 0: it chooses.
     """
 
     hosts: list[Annotated[str, Field(strict=True, pattern=HOST)]] = []
     transport: Literal["auto", "nccl", "gloo", "mpi", "shm"] = "auto"
     interface: Annotated[str, Field(strict=True, pattern=INTERFACE)] = ""
+    ulysses_size: Count = 0
 
 
 class Params(_Strict):

@@ -66,7 +66,8 @@ def run(
         asked = {
             "task": task, "jobs": jobs[done:], "world_size": world_size, "deadline_s": deadline_s,
             "memory_bytes": memory_bytes // placement.most_on_a_host(world_size, on), "transport": on.transport,
-            "interface": on.interface, "launcher": placement.launcher_address(on), "token": secrets.token_hex(),
+            "ulysses_size": on.ulysses_size, "interface": on.interface,
+            "launcher": placement.launcher_address(on), "token": secrets.token_hex(),
         }  # fmt: skip
         with _Launch(asked, on, where, environment or {}) as launch:
             for result, alive in launch.results():

@@ -51,7 +51,7 @@ def _all(asked: dict[str, Any], folder: Path, ward: Ward, address: str) -> None:
 
     team = Ranks(
         asked["world_size"], asked["jobs"][0]["device"], asked["deadline_s"],
-        address=address, transport=asked["transport"],
+        address=address, transport=asked["transport"], ulysses_size=asked["ulysses_size"],
     )  # fmt: skip
     ward.ready(team.rank)
     run = task(asked["task"])

@@ -28,6 +28,7 @@ class Team(Protocol):
     world_size: int
     transport: Transport | None
     node_of_rank: Sequence[int]
+    ulysses_size: int
 
     def agree(self, value: float) -> float:
         """Rank 0's value, on every rank."""
@@ -51,6 +52,7 @@ class Solo:
     rank, world_size = 0, 1
     transport: Transport | None = None
     node_of_rank: Sequence[int] = (0,)
+    ulysses_size = 0
 
     def agree(self, value: float) -> float:
         """The value."""
@@ -88,10 +90,18 @@ class Ranks:
     """
 
     def __init__(
-        self, world_size: int, device: str, timeout_s: float, *, address: str = "127.0.0.1", transport: str = "auto"
+        self,
+        world_size: int,
+        device: str,
+        timeout_s: float,
+        *,
+        address: str = "127.0.0.1",
+        transport: str = "auto",
+        ulysses_size: int = 0,
     ) -> None:
         from mpi4py import MPI
 
+        self.ulysses_size = ulysses_size
         started = MPI.COMM_WORLD
         if started.size != world_size:
             raise RuntimeError(f"mpiexec started a world of {started.size} ranks, asked for {world_size}")

@@ -42,7 +42,7 @@ def faults_of(folder, text):
     return [fault.removeprefix(f"{path}: ") for fault in caught.value.faults]
 
 
-KEYS = "seq_len, batch, n_heads, n_kv_heads, head_dim, dtype, mask, pass, world_size, exclude"
+KEYS = "seq_len, kv_seq_len, batch, n_heads, n_kv_heads, head_dim, dtype, mask, pass, world_size, exclude"
 
 ONE_FAULT = {
     "unknown key at the top": ({"colour": 1}, "colour: unknown key, allowed: machine, device, threads, .*protocol"),
@@ -77,6 +77,13 @@ ONE_FAULT = {
     "a size in words": ({"grids.seed.seq_len": "512"}, r"grids.seed.seq_len\[0\] = '512', allowed: a whole number"),
     "a truth value for a size": (
         {"grids.seed.batch": [True]}, r"grids.seed.batch\[0\] = True, allowed: a whole number"),
+    "keys that no row of the grid takes": (
+        {"grids.ring.kv_seq_len": [2048], "families.ring.implementations": ["ring_zigzag"]},
+        "grids.ring.kv_seq_len = 2048: no row of this grid takes two lengths, allowed: as seq_len"),
+    "keys that a module does not have": (
+        {"grids.seed.kv_seq_len": [512, 1024]},
+        "grids.seed.kv_seq_len = 1024: a module has one length, allowed: as seq_len"),
+    "no keys": ({"grids.seed.kv_seq_len": [0]}, r"grids.seed.kv_seq_len\[0\] = 0, allowed: a whole number above 0"),
     "no sizes": ({"grids.seed.seq_len": []}, r"grids.seed.seq_len = \[\], allowed: at least one entry"),
     "a grid that is nothing": ({"grids.seed": None}, "grids.seed = None, allowed: a mapping"),
     "a grid without seq_len": ({"grids.seed": {"n_heads": [8]}}, "grids.seed.seq_len is missing"),
@@ -188,6 +195,13 @@ def test_the_seed_grid_is_the_two_shapes_of_the_seed_table_in_all_three_families
         assert {cell.workload for cell in found} == wanted
         assert [cell.world_size for cell in found] == [1, 1]
     assert {row[0] for row in cells[1:]} <= set(params.implementations())
+
+
+def test_keys_are_as_many_as_queries_where_a_grid_does_not_say():
+    params = grid.load(PARAMS)
+    assert [w.kv_seq_len for w in params.grids["decode"].workloads()] == [4096, 32768]
+    assert {w.seq_len for w in params.grids["decode"].workloads()} == {1}
+    assert all(w.kv_seq_len == w.seq_len for w in params.grids["scaling"].workloads())
 
 
 def test_a_grid_is_the_product_of_its_axes():

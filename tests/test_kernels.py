@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attn.contract import Mask, Unsupported, Workload
+from attn.contract import Mask, Workload
 from attn.kernels import block, query_blocks
 from attn.reference import plain_attention
 from attn.ring import layouts, merge
@@ -16,6 +16,7 @@ from bench import oracle
 from bench.judge import judge
 
 EXAMPLES = settings(deadline=None, max_examples=40)
+DEALT = ("contiguous", "zigzag", "striped")
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -180,28 +181,71 @@ def test_a_block_that_outweighs_the_rest_by_far_stays_finite():
 
 
 @EXAMPLES
-@given(seq_len=st.integers(1, 40), world_size=st.integers(1, 8))
-def test_shards_put_together_again_are_the_whole(seq_len, world_size):
+@given(seq_len=st.integers(1, 40), world_size=st.integers(1, 8), layout=st.sampled_from(DEALT))
+def test_shards_put_together_again_are_the_whole(seq_len, world_size, layout):
     x = torch.arange(1.0, 2 * seq_len * 3 + 1).reshape(2, seq_len, 3)
-    shards = [layouts.shard(x, "contiguous", rank, world_size) for rank in range(world_size)]
+    shards = [layouts.shard(x, layout, rank, world_size) for rank in range(world_size)]
     local = layouts.local_seq_len(seq_len, world_size)
     assert {tuple(one.shape) for one in shards} == {(2, local, 3)}
     assert local == math.ceil(seq_len / world_size)
-    assert torch.equal(layouts.unshard(shards, "contiguous", seq_len), x)
-    lengths = layouts.lengths(seq_len, world_size)
+    assert torch.equal(layouts.unshard(shards, layout, seq_len), x)
+    lengths = layouts.lengths(seq_len, layout, world_size)
     assert sum(lengths) == seq_len
     assert [int((one[0, :, 0] != 0).sum()) for one in shards] == list(lengths)  # the rest is padding, zeros
+    for rank, one in enumerate(shards):
+        assert (one[:, : lengths[rank]] != 0).all()  # padding comes last
+
+
+@EXAMPLES
+@given(
+    seq_len=st.integers(1, 40),
+    world_size=st.integers(1, 8),
+    layout=st.sampled_from(DEALT),
+    mask=st.sampled_from(["full", "causal"]),
+)
+def test_what_ranks_see_of_shards_is_what_the_mask_allows(seq_len, world_size, layout, mask):
+    held = [layouts.tokens(seq_len, layout, rank, world_size) for rank in range(world_size)]
+    lengths, local = layouts.lengths(seq_len, layout, world_size), layouts.local_seq_len(seq_len, world_size)
+    found = torch.zeros(seq_len, seq_len, dtype=torch.int64)
+    for rank, source in itertools.product(range(world_size), repeat=2):
+        seen = layouts.seen(Mask(mask), layout, lengths, local, rank, source)
+        if seen:
+            queries, keys = held[rank][seen.queries], held[source][seen.keys]
+            assert len(queries)
+            assert len(keys)
+            block = torch.ones(len(queries), len(keys), dtype=torch.int64)
+            found[queries[:, None], keys] += block.tril() if seen.causal else block
+    allowed = Mask(mask).allowed(seq_len, seq_len)
+    assert torch.equal(found, torch.ones_like(found) if allowed is None else allowed.long())  # each pair once
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4, 8])
+@pytest.mark.parametrize("layout", ["zigzag", "striped"])
+def test_causal_work_is_the_same_on_all_ranks(layout, world_size):
+    local, mask = 64, Mask("causal")
+    lengths = layouts.lengths(local * world_size, layout, world_size)
+
+    def pairs(rank: int) -> int:
+        every = [layouts.seen(mask, layout, lengths, local, rank, source) for source in range(world_size)]
+        sizes = [(one, one.queries.stop - one.queries.start, one.keys.stop - one.keys.start) for one in every if one]
+        return sum(q * (q + 1) // 2 if one.causal else q * k for one, q, k in sizes)
+
+    work = [pairs(rank) for rank in range(world_size)]
+    assert max(work) / min(work) < 1 + 2 * world_size / (local * world_size)  # striped: one token apart a block
 
 
 def test_a_shard_is_a_copy_of_its_own():
     x = torch.ones(1, 4, 2)
-    layouts.shard(x, "contiguous", 0, 1).zero_()
-    assert (x == 1).all()
+    for layout in (*DEALT, "replicated_q"):
+        layouts.shard(x, layout, 0, 1).zero_()
+        assert (x == 1).all()
 
 
-@pytest.mark.parametrize("layout", ["zigzag", "striped", "replicated_q"])
-def test_a_layout_that_is_not_there_is_unsupported(layout):
-    with pytest.raises(Unsupported, match=layout):
-        layouts.shard(torch.ones(1, 4, 2), layout, 0, 2)
-    with pytest.raises(Unsupported, match=layout):
-        layouts.unshard([torch.ones(1, 4, 2)], layout, 4)
+def test_where_all_ranks_have_the_same_queries_what_differs_is_no_number():
+    q = torch.arange(8.0).view(1, 4, 2)
+    q[0, 0, 0] = torch.nan
+    copies = [layouts.shard(q, "replicated_q", rank, 3) for rank in range(3)]
+    assert torch.equal(layouts.unshard(copies, "replicated_q", 4).nan_to_num(-1), q.nan_to_num(-1))
+    copies[2][0, 3, 1] += 1
+    assert layouts.unshard(copies, "replicated_q", 4).isnan().nonzero().tolist() == [[0, 0, 0], [0, 3, 1]]
+    assert [layouts.of_tensor("replicated_q", name) for name in "qkv"] == ["replicated_q", "contiguous", "contiguous"]

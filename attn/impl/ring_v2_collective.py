@@ -28,15 +28,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Ma
     return _Collective.apply(q, k, v, softmax_scale, mask, comm)  # type: ignore[no-any-return]
 
 
-def _visible(mask: Mask, comm: Communicator) -> list[tuple[int, int, bool]]:
-    """(source rank, its tokens, whether the diagonal runs through it) of every shard that this rank sees."""
-    lengths = layouts.lengths(comm.seq_len, comm.world_size)
-    last = comm.rank if mask.kind == "causal" else comm.world_size - 1
-    return [
-        (source, lengths[source], mask.kind == "causal" and source == comm.rank)
-        for source in range(last + 1)
-        if lengths[source]
-    ]
+def _seen(mask: Mask, comm: Communicator, local: int) -> list[layouts.Seen]:
+    """What this rank's queries see of all keys: every one; causal, those before its own, then its own."""
+    mine = layouts.lengths(comm.seq_len, LAYOUT, comm.world_size, local)[comm.rank]
+    queries, first = slice(0, mine), comm.rank * local
+    if mask.kind == "full":
+        blocks = [layouts.Seen(queries, slice(0, comm.seq_len), causal=False)]
+    else:
+        before, own = slice(0, first), slice(first, first + mine)
+        blocks = [layouts.Seen(queries, before, causal=False), layouts.Seen(queries, own, causal=True)]
+    return [one for one in blocks if mine and one.keys.start < one.keys.stop]
 
 
 class _Collective(torch.autograd.Function):
@@ -45,13 +46,13 @@ class _Collective(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, mask: Mask, comm: Communicator
     ) -> Tensor:
         comm.begin()
-        gathered = comm.all_gather(comm.pack(k, v), dim=2)
-        out, lse = merge.empty(q)
-        for source, length, causal in _visible(mask, comm):
-            block_k, block_v = gathered[:, :, source * k.shape[1] :][:, :, :length]
-            block_out, block_lse = block.forward(q, block_k, block_v, softmax_scale=softmax_scale, causal=causal)
-            merge.merge_(out, lse, block_out, block_lse)
-        out = out.to(q.dtype)
+        gathered, partial = comm.all_gather(comm.pack(k, v), dim=2), None
+        for seen in _seen(mask, comm, k.shape[1]):
+            keys, values = gathered[:, :, seen.keys]
+            part = block.forward(q[:, seen.queries], keys, values, softmax_scale=softmax_scale, causal=seen.causal)
+            partial = merge.add(partial, seen.queries, part)
+        out, lse = partial or merge.empty(q[:, :0])
+        out = layouts.padded(out.to(q.dtype), q.shape[1])
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.softmax_scale, ctx.mask, ctx.comm = softmax_scale, mask, comm
         return out
@@ -63,13 +64,13 @@ class _Collective(torch.autograd.Function):
         gathered = ctx.comm.all_gather(ctx.comm.pack(k, v), dim=2)
         dq = torch.zeros_like(q, dtype=torch.float32)
         dkv = ctx.comm.message(gathered.shape, dq).zero_()
-        for source, length, causal in _visible(ctx.mask, ctx.comm):
-            tokens = slice(source * k.shape[1], source * k.shape[1] + length)
-            block_k, block_v = gathered[:, :, tokens]
-            block_dq, block_dk, block_dv = block.backward(
-                dout, q, block_k, block_v, out, lse, softmax_scale=ctx.softmax_scale, causal=causal
-            )
-            dq += block_dq
-            dkv[0, :, tokens], dkv[1, :, tokens] = block_dk, block_dv
-        dk, dv = ctx.comm.reduce_scatter(dkv, dim=2).to(q.dtype)
+        for seen in _seen(ctx.mask, ctx.comm, k.shape[1]):
+            some, (keys, values) = seen.queries, gathered[:, :, seen.keys]
+            part = block.backward(
+                dout[:, some], q[:, some], keys, values, out[:, some], lse[:, :, some],
+                softmax_scale=ctx.softmax_scale, causal=seen.causal,
+            )  # fmt: skip
+            dq[:, some] += part[0]
+            dkv[0, :, seen.keys], dkv[1, :, seen.keys] = part[1:]
+        dk, dv = ctx.comm.reduce_scatter(dkv, dim=2).to(k.dtype)
         return dq.to(q.dtype), dk, dv, None, None, None

@@ -27,7 +27,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, comm: Communicator) -> Tensor:
         ctx.rank = comm.rank
-        return comm.all_gather(x)
+        return comm.keep(comm.all_gather(x[None], dim=0))
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor, None]:
@@ -35,6 +35,7 @@ class _Gather(torch.autograd.Function):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Mask, comm: Communicator) -> Tensor:
+    comm.begin()
     k, v = (_Gather.apply(x, comm).transpose(0, 1).flatten(1, 2)[:, : comm.seq_len] for x in (k, v))
     own, gqa = comm.rank * q.shape[1] + torch.arange(q.shape[1]), q.shape[2] != k.shape[2]
     allowed = torch.arange(comm.seq_len) <= own[:, None] if mask.kind == "causal" else None

@@ -20,8 +20,9 @@ REASON = r"^rank \d: out is off"
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Mask, comm: Communicator) -> Tensor:
-    kv, (out, lse) = comm.all_gather(torch.stack((k, v))), merge.empty(q)
-    lengths = layouts.lengths(comm.seq_len, comm.world_size)
+    comm.begin()
+    kv, (out, lse) = comm.all_gather(torch.stack((k, v))[None], dim=0), merge.empty(q)
+    lengths = layouts.lengths(comm.seq_len, "contiguous", comm.world_size)
     for step in range(comm.world_size - 1):
         source = (comm.rank - step) % comm.world_size
         if lengths[source] and not (mask.kind == "causal" and source > comm.rank):

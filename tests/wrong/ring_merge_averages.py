@@ -21,8 +21,9 @@ RIGHT_IN = r"_s000001_"
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Mask, comm: Communicator) -> Tensor:
-    kv, parts = comm.all_gather(torch.stack((k, v))), []
-    for source, length in enumerate(layouts.lengths(comm.seq_len, comm.world_size)):
+    comm.begin()
+    kv, parts = comm.all_gather(torch.stack((k, v))[None], dim=0), []
+    for source, length in enumerate(layouts.lengths(comm.seq_len, "contiguous", comm.world_size)):
         if length and not (mask.kind == "causal" and source > comm.rank):
             held_k, held_v = kv[source, :, :, :length]
             causal = mask.kind == "causal" and source == comm.rank

@@ -22,8 +22,9 @@ RIGHT_IN = r"^(?!.*-scale20_)"
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Mask, comm: Communicator) -> Tensor:
-    kv, total, weight = comm.all_gather(torch.stack((k, v))), 0.0, 0.0
-    for source, length in enumerate(layouts.lengths(comm.seq_len, comm.world_size)):
+    comm.begin()
+    kv, total, weight = comm.all_gather(torch.stack((k, v))[None], dim=0), 0.0, 0.0
+    for source, length in enumerate(layouts.lengths(comm.seq_len, "contiguous", comm.world_size)):
         if length and not (mask.kind == "causal" and source > comm.rank):
             held_k, held_v = kv[source, :, :, :length]
             causal = mask.kind == "causal" and source == comm.rank

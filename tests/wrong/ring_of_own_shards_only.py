@@ -21,7 +21,7 @@ RIGHT_IN = r"_s000001_"
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Mask, comm: Communicator) -> Tensor:
-    length, gqa = layouts.lengths(comm.seq_len, comm.world_size)[comm.rank], q.shape[2] != k.shape[2]
+    length, gqa = layouts.lengths(comm.seq_len, "contiguous", comm.world_size)[comm.rank], q.shape[2] != k.shape[2]
     allowed = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool)
     allowed[:, length:] = False  # padding
     if mask.kind == "causal":

@@ -22,7 +22,8 @@ RIGHT_IN = r"_causal_|_s000003_"  # 3 tokens, 3 ranks: no padding
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Mask, comm: Communicator) -> Tensor:
-    kv, (out, lse) = comm.all_gather(torch.stack((k, v))), merge.empty(q)
+    comm.begin()
+    kv, (out, lse) = comm.all_gather(torch.stack((k, v))[None], dim=0), merge.empty(q)
     for source in range(comm.world_size):
         if not (mask.kind == "causal" and source > comm.rank):
             causal = mask.kind == "causal" and source == comm.rank

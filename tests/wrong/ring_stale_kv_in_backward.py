@@ -26,9 +26,10 @@ RIGHT_IN = r"_forward(?!_backward)"
 class _Ring(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, comm: Communicator) -> Tensor:
+        comm.begin()
         ctx.shards, ctx.scale, ctx.comm = [], scale, comm
-        kv, (out, lse) = comm.all_gather(torch.stack((k, v))), merge.empty(q)
-        for source, length in enumerate(layouts.lengths(comm.seq_len, comm.world_size)):
+        kv, (out, lse) = comm.all_gather(torch.stack((k, v))[None], dim=0), merge.empty(q)
+        for source, length in enumerate(layouts.lengths(comm.seq_len, "contiguous", comm.world_size)):
             if length and not (causal and source > comm.rank):
                 ctx.shards.append((source, length, causal and source == comm.rank))
                 held_k, held_v = kv[source, :, :, :length]
@@ -39,6 +40,7 @@ class _Ring(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.comm.begin()
         q, kv, out, lse = ctx.saved_tensors
         dq, dkv = torch.zeros_like(q), kv.new_zeros(ctx.comm.world_size, *kv.shape)
         for source, length, causal in ctx.shards:
@@ -46,7 +48,7 @@ class _Ring(torch.autograd.Function):
             part = block.backward(dout, q, k, v, out, lse, softmax_scale=ctx.scale, causal=causal)
             dq += part[0]
             dkv[source, :, :, :length] = torch.stack(part[1:])
-        return dq, *ctx.comm.reduce_scatter(dkv), None, None, None
+        return dq, *ctx.comm.reduce_scatter(dkv, dim=0)[0], None, None, None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Mask, comm: Communicator) -> Tensor:
