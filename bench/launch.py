@@ -27,6 +27,7 @@ from bench.grid import Launch
 _POLL_S = 0.02
 _ANSWER_S = 1.5  # a warden that has not answered by then is cut off
 _LAST_WORDS_S = 0.5  # between a first sign of a fault and the others' words
+_WORDS_S = 5.0  # after mpiexec has ended, for the first word of why
 _END_S = 1.0  # mpiexec ends by itself, then when asked to, within this each
 _NAMED = 4  # ranks that a reason names
 _CUT_OFF = "cannot be reached"
@@ -127,12 +128,19 @@ class _Launch:
     def _failed(self) -> bool:
         return any(name.startswith(("ended-", "raised-")) for name in os.listdir(self.folder))
 
+    def _wait_for_words(self) -> None:
+        """The launch may have ended before a warden has seen its rank die; every warden that there is will say so."""
+        end = time.monotonic() + _WORDS_S
+        while not self._failed() and self._notes("warden") and time.monotonic() < end:
+            time.sleep(_POLL_S)
+
     def _notes(self, kind: str) -> list[dict[str, Any]]:
         """What ranks and their wardens have written, the earliest first."""
         return sorted((read_json(path) for path in self.folder.glob(f"{kind}-*.json")), key=lambda one: one["time"])
 
     def _death(self) -> dict[str, Any]:
         """Of ranks that ended by themselves: which was the first, where, and what it said."""
+        self._wait_for_words()
         first = self._notes("ended")[:1]
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(_LAST_WORDS_S)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _GRACE_S = 2.0  # the launcher has the first word at a deadline
-_LOOK_S = 0.1  # how often the rank's memory is looked at until it is ready
+_LOOK_S = 0.05  # how often the rank's memory is looked at until it is ready
 _STACK_S = 0.5  # how long a rank may take to say where it is
 _FRAME = re.compile(r'File "(?P<path>[^"]+)", line (?P<line>\d+) in (?P<name>\S+)')
 _SEGMENT = re.compile(r"/dev/shm/(mpich|ucx|psm|torch|nccl)\S*$")  # noqa: S108  # of MPI, torch and NCCL, not ours to make
@@ -59,6 +59,7 @@ class Ward:
     def raised(self, status: dict[str, Any]) -> None:
         """How it failed, while it still can say so."""
         self._note("raised", **status)
+        self._tell(segments=_segments(os.getpid()))
 
     def _tell(self, **what: Any) -> None:
         os.write(self._pipe, (json.dumps(what) + "\n").encode())
@@ -172,9 +173,9 @@ class _Warden:
     def _hear(self, told: dict[str, Any]) -> None:
         if "rank" in told:
             self.ward.rank, self.ready = told["rank"], True
-            self.segments |= set(told["segments"])
+        self.segments |= set(told.get("segments", []))
         self.done = self.done or "done" in told
-        if "rank" not in told:
+        if "segments" not in told:
             self.deadline = time.monotonic() + self.allowed_s
 
     def _look(self) -> None:

@@ -96,6 +96,16 @@ def test_a_world_of_another_size_is_an_error_and_no_result(tmp_path: Path) -> No
     assert not (tmp_path / "0.json").exists()
 
 
+@pytest.mark.mpi
+def test_a_transport_that_cannot_serve_is_unsupported_and_no_fault_of_the_row() -> None:
+    before = left_segments()
+    (result,) = launch.run("check", [job(RING, 2)], 2, deadline_s=60, on=Launch(transport="nccl"))
+    assert result["status"] == "unsupported", result
+    assert result["reason"].startswith("2 ranks could not be started here (exit code ")
+    assert "ValueError: launch.transport = nccl on device cpu, allowed: auto, gloo, mpi, shm" in result["reason"]
+    assert left_segments() <= before, "ranks that had only just begun leave nothing either"
+
+
 def test_without_mpiexec_every_job_is_unsupported_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "find_mpiexec", lambda: None)
     results = list(launch.run("check", [job(RING, 2)] * 3, 2, deadline_s=5))
