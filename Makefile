@@ -67,6 +67,9 @@ audit: $(VENV)/.dev ## known vulnerabilities of what is pinned; asks the package
 remotes: $(VENV)/.runtime ## what DVC needs to share results over S3 or ssh
 	$(PIP) --require-hashes -r requirements/remotes.txt
 
+test-slurm: $(VENV)/.dev ## a controller and two nodes on this machine, rings over both; as root, on Debian
+	PYTHON=$(BIN)/python cluster/test.sh
+
 merge-driver: $(VENV)/.runtime ## tell git how to merge two branches that were both measured
 	git config merge.dvc-lock.name "dvc.lock, stage by stage"
 	git config merge.dvc-lock.driver "$(BIN)/python -m bench.merge lock %O %A %B"

@@ -76,6 +76,8 @@ assert json.loads((results / "machine.json").read_text())["image"] == "sha256:of
 [ring] = json.loads((results / "bench" / "ring_v2_collective-ranks.json").read_text())
 assert (ring["status"], ring["world_size"]) == ("ok", 2), ring
 PY
+run "${ours[@]}" "$runtime" sh -ec 'git add -A && git -c user.name=t -c user.email=t@localhost commit -q -m measured'
 chmod -R a+rwX "$W/work/tiny"
-run --user 5555:5555 --shm-size 1g -v "$W/work/tiny:/work" "$runtime" sh -ec 'git status --short >/dev/null && dvc metrics diff HEAD' |
-  grep -q metrics.json || fail "git and dvc on a clone that another user owns"
+shown=$(run --user 5555:5555 --shm-size 1g -v "$W/work/tiny:/work" "$runtime" \
+  sh -ec 'git status --short && dvc metrics diff HEAD~1 HEAD' 2>&1) && [[ $shown == *results/local/metrics.json* ]] ||
+  fail "git and dvc on a clone that another user owns: $shown"
