@@ -34,7 +34,8 @@ run --shm-size 1g "$runtime" sh -ec '
   found=$(find / -xdev -name "mpiexec*" -perm -100 2>/dev/null | grep -v ^/opt/venv/bin/ || true)
   [ -z "$found" ] || { echo "MPI besides that of the wheel: $found"; exit 1; }
   ! touch /usr/x 2>/dev/null
-' || fail "the user, MPI or what can be written"
+  echo "#include <Python.h>" | gcc -fsyntax-only $(python3-config --includes) -x c - # as Triton does when it runs
+' || fail "the user, MPI, what can be written, or the compiler"
 
 step "tests"
 mkdir -p "$W/work/tests"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,14 +77,30 @@ def test_on_another_identity_only_measurements_run_and_no_secret_is_recorded(tin
     dvc(tiny, "push")
     there = cloned(tiny, tmp_path / "there")
     dvc(there, "pull", "--force")
-    ran = measured(there.repro(ATTN_BENCH_IMAGE="another", **KEYS))
-    assert {stage.partition("_")[0].partition("@")[0] for stage in ran} == {"ceiling", "check", "bench"}
+    assert there.repro("ceiling@local", ATTN_BENCH_IMAGE="another", **KEYS).code == 0
+    changed = json.loads(dvc(there, "status", "--json").splitlines()[-1])
+    again = {stage.partition("_")[0].partition("@")[0] for stage in changed}
+    assert again == {"probe", "check", "bench", "render"}
     tell = [
         path
         for path in there.path.rglob("*")
         if path.is_file() and KEYS["AWS_SECRET_ACCESS_KEY"].encode() in path.read_bytes()
     ]
     assert tell == []
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("stage", ["bench core local sdpa seed", "check local sdpa", "ceiling local"])
+def test_a_stage_on_other_hardware_than_probe_saw_is_refused_and_leaves_all_as_it_was(tiny: Repo, stage: str) -> None:
+    path = tiny.path / "results/local/machine.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"cpu_count": 999}), encoding="utf-8")
+    before = tiny.hashes()
+    module, *arguments = stage.split()
+    done = tiny.run(sys.executable, "-m", f"stages.{module}", *arguments)
+    assert done.returncode == 1
+    assert "probe saw other hardware than this stage (cpu_count 999 there, " in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert tiny.hashes() == before
 
 
 @pytest.mark.pipeline
