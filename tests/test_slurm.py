@@ -220,11 +220,7 @@ def test_a_ring_over_two_nodes_is_judged_and_measured(first: str, repo: Repo) ->
     assert {case["world_size"] for case in report["cases"] if case["status"] == "ok"} == {2}
     [record] = json.loads(repo.read("results/local/bench/ring_v2_collective-ranks.json"))
     assert (record["status"], record["world_size"]) == ("ok", 2), record["reason"]
-    assert len(record["processes"][0]["samples_ms"]) >= 2
-
-
-def test_ranks_stood_on_both_nodes(first: str, repo: Repo) -> None:
-    assert "node2" in checked(repo, "ring_dies")["reason"]
+    assert record["figures"]["time_ms"]["value"] > 0
 
 
 @pytest.mark.parametrize(("row", "status"), [("ring_dies", "crashed"), ("ring_hangs", "timeout")])
@@ -232,8 +228,9 @@ def test_a_rank_that_dies_or_hangs_on_the_other_node_is_a_status(first: str, rep
     report = checked(repo, row)
     assert report["status"] == status, report["reason"]
     [record] = json.loads(repo.read(f"results/local/bench/{row}-ranks.json"))
-    assert (record["status"], record["figures"]) == ("not_measured", None)
-    assert repo.bench("gate").returncode == 0
+    assert (record["status"], record["figures"]) == (status, None)
+    assert "rank 1 of 2 on node2 " in record["reason"]
+    assert f"{row} ranks (2 heads, seq_len 64, float32, full, forward" in repo.bench("gate").stdout
 
 
 def test_nothing_of_a_job_outlives_it(first: str, repo: Repo) -> None:
