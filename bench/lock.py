@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
-LOCK = "/tmp/attn-bench-{device}.lock"  # noqa: S108  # the same for everyone on the machine
+# The same for everyone on the machine; containers share a volume instead.
+LOCK = os.environ.get("ATTN_BENCH_LOCKS", "/tmp") + "/attn-bench-{device}.lock"  # noqa: S108
 
 
 @contextmanager

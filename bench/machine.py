@@ -21,6 +21,7 @@ from bench.grid import InvalidParams, Params
 
 UNAVAILABLE = "unavailable"
 SCHEMA_VERSION = 1
+_HARDWARE = ("cpu_model", "cpu_count", "memory_gib", "gpu_model", "gpu_count", "gpu_memory_gib")
 
 
 class OtherMachine(Exception):
@@ -31,10 +32,7 @@ def identity(params: Params) -> dict[str, Any]:
     """Hardware, versions, device and threads. No time, no load: a second call gives the same."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "cpu_model": _cpu_model(),
-        "cpu_count": cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
-        **_gpu(),
+        **_hardware(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": version("torch"),
@@ -118,6 +116,22 @@ def refuse_other_machine(name: str, found: dict[str, Any], recorded: Path) -> No
         )
 
 
+def recorded(results: Path) -> dict[str, Any]:
+    """The identity that `probe` wrote, for a stage that measures; stages may run on nodes that probe has not seen.
+
+    Raises:
+        OtherMachine: the hardware here is not what it saw.
+    """
+    found, here = read_json(results / "machine.json"), _hardware()
+    differs = [f"{key} {found[key]!r} there, {here[key]!r} here" for key in _HARDWARE if found[key] != here[key]]
+    if differs:
+        raise OtherMachine(
+            f"{results}/machine.json: probe saw other hardware than this stage ({', '.join(differs[:3])}); "
+            f"run both on nodes of one kind, or `dvc repro` as a whole"
+        )
+    return found  # type: ignore[no-any-return]
+
+
 def in_words(found: dict[str, Any]) -> str:
     """One line for the head of a table."""
     gpu = f", {found['gpu_count']} x {found['gpu_model']}" if found["gpu_model"] != UNAVAILABLE else ""
@@ -125,6 +139,11 @@ def in_words(found: dict[str, Any]) -> str:
         f"{found['cpu_model']}, {found['cpu_count']} cores, {found['memory_gib']} GiB{gpu}; "
         f"{found['threads']} threads on {found['device']}; torch {found['torch']}, python {found['python']}"
     )
+
+
+def _hardware() -> dict[str, Any]:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {"cpu_model": _cpu_model(), "cpu_count": cpu_count(), "memory_gib": round(memory / 2**30), **_gpu()}
 
 
 def _cpu_model() -> str:

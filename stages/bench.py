@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from bench import grid, guard, kept, mend, records, runner
+from bench import machine as machines
 from bench.files import read_json
 
 
@@ -13,9 +14,14 @@ def main(family: str, machine: str, name: str, grid_name: str) -> int:
     mend.keep()
     results = Path("results") / machine
     params = grid.load()
+    try:
+        identity = machines.recorded(results)
+    except machines.OtherMachine as error:
+        print(error, file=sys.stderr)
+        return 1
     campaign = runner.Campaign(
         params=params,
-        identity=read_json(results / "machine.json"),
+        identity=identity,
         family=family,
         implementation=name,
         grid=grid_name,

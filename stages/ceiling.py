@@ -4,14 +4,19 @@ import sys
 from pathlib import Path
 
 from bench import guard, worker
-from bench.files import read_json, write_json
+from bench import machine as machines
+from bench.files import write_json
 from bench.lock import device_lock
 
 
 def main(machine: str) -> int:
     """In a process of its own, as everything that is timed."""
     guard.die_with_dvc()
-    identity = read_json(Path("results") / machine / "machine.json")
+    try:
+        identity = machines.recorded(Path("results") / machine)
+    except machines.OtherMachine as error:
+        print(error, file=sys.stderr)
+        return 1
     job = {"threads": identity["threads"], "device": identity["device"]}
     with device_lock(identity["device"]):
         found = worker.isolated("measure_ceiling", job, deadline_s=300)

@@ -5,18 +5,19 @@ from pathlib import Path
 
 from attn import registry
 from bench import checking, grid, guard, kept, mend, records
-from bench.files import read_json, write_json
+from bench import machine as machines
+from bench.files import write_json
 
 
 def main(machine: str, name: str) -> int:
-    """A report with figures, and a verdict without any; exit 1, in a sentence, where what it reads is damaged."""
+    """A report with figures, and a verdict without any; exit 1, in a sentence, where what it reads cannot be used."""
     guard.die_with_dvc()
     mend.keep()
     results = Path("results") / machine
-    identity = read_json(results / "machine.json")
     try:
+        identity = machines.recorded(results)
         report = checking.check(registry.IMPL_DIR / f"{name}.py", grid.load(), identity)
-    except kept.Damaged as error:
+    except (kept.Damaged, machines.OtherMachine) as error:
         print(error, file=sys.stderr)
         return 1
     write_json(records.check_path(results, name), report)

@@ -162,12 +162,13 @@ def test_the_help_has_an_example_for_each_common_command(capsys):
         main(["--help"])
     out = capsys.readouterr().out
     assert left.value.code == 0
-    for command in ("list", "check", "run", "duel", "selftest", "table", "diff", "publish", "gate"):
+    for command in ("list", "check", "run", "duel", "selftest", "table", "diff", "publish", "prune", "gate"):
         assert f"\n  python -m bench {command}" in out
 
 
 @pytest.mark.parametrize(
-    "command", ["validate", "list", "check", "run", "duel", "selftest", "table", "diff", "publish", "gate", "docs"]
+    "command",
+    ["validate", "list", "check", "run", "duel", "selftest", "table", "diff", "publish", "prune", "gate", "docs"],
 )
 def test_the_help_of_every_command_has_an_example_that_parses(command, capsys):
     from bench.__main__ import parser
