@@ -9,7 +9,7 @@ from functools import partial
 from typing import NoReturn
 
 try:
-    from bench import commands, duel_command, grid, kept, prune, selftest_command
+    from bench import commands, duel_command, grid, kept, project_command, prune, selftest_command
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] in ("attn", "bench"):
         raise
@@ -77,7 +77,10 @@ def parser() -> argparse.ArgumentParser:
     ran.add_argument("implementation", help="a row's name")
     ran.add_argument("--grid", required=True, help="a grid of params.yaml")
     compared, tested = _between_revisions(add)
-    for sub in (listed, checked, ran, compared):
+    example = "project --nodes 64 --per-node 8 --link 50e9 --seq-len 1000000 --tflops 400"
+    projected = add("project", project_command.run, "a model of rings on a cluster", example, project_command.HELP)
+    project_command.arguments(projected)
+    for sub in (listed, checked, ran, compared, projected):
         sub.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
     shown = add("table", commands.table, "print a table from what is recorded", "table seed")
     shown.add_argument("grid", nargs="?", help="a grid of params.yaml; all of them when left out")

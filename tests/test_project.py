@@ -1,0 +1,92 @@
+"""bench.project: cases that can be worked out by hand, and what the command says."""
+
+import json
+
+import pytest
+
+from attn.contract import Workload
+from bench import __main__ as cli
+from bench import project
+from bench.project import Cluster, Link
+
+W = Workload(1, 1000, 8, 8, 50, "float32", "full", "forward")
+BLOCK_S = 4 * 8 * 500 * 500 * 50 / 1e12  # of a quarter of all pairs, at 1 TFLOP/s
+HOP_BYTES = 2 * 500 * 8 * 50 * 4
+
+
+def two(bytes_per_s: float, latency_s: float = 0.0) -> Cluster:
+    """Two nodes of one rank."""
+    return Cluster(2, 1, Link(bytes_per_s, latency_s), Link(1e30, 0.0), {1: 1.0})
+
+
+@pytest.mark.parametrize("schedule", ["ring_v1_p2p", "ring_zigzag", "ring_striped"])
+def test_a_fast_link_hides_behind_the_block_and_a_slow_one_does_not(schedule: str):
+    assert project.project(schedule, W, two(1e30)).seconds == pytest.approx(2 * BLOCK_S)
+    slow = project.project(schedule, W, two(HOP_BYTES, 1.0))
+    assert slow.seconds == pytest.approx(1 + 1 + BLOCK_S)
+    assert (slow.compute_s, slow.payload_bytes) == (pytest.approx(2 * BLOCK_S), HOP_BYTES)
+
+
+def test_the_collective_hides_nothing():
+    assert project.project("ring_v2_collective", W, two(HOP_BYTES, 1.0)).seconds == pytest.approx(2 + 2 * BLOCK_S)
+
+
+def test_ulysses_sends_four_halves_of_a_tensor_and_computes_one_block():
+    found = project.project("ring_ulysses", W, two(HOP_BYTES))
+    assert found.payload_bytes == HOP_BYTES
+    assert found.seconds == pytest.approx(1 + 2 * BLOCK_S)
+
+
+def test_usp_of_one_rank_a_node_is_the_ring():
+    assert project.project("ring_usp", W, two(1e6)) == project.project("ring_v1_p2p", W, two(1e6))
+
+
+def test_a_causal_ring_of_contiguous_shards_waits_for_its_last_rank_and_zigzag_does_not():
+    w = Workload(1, 8000, 8, 8, 64, "float32", "causal", "forward")
+    cluster = Cluster(1, 4, Link(1e30, 0), Link(1e30, 0), {1: 1.0})
+    contiguous, zigzag = (project.project(name, w, cluster).seconds for name in ("ring_v1_p2p", "ring_zigzag"))
+    assert contiguous / zigzag == pytest.approx(7 / 4, rel=0.01)  # N / (2 N - 1) of the ideal speed
+
+
+def test_between_calibrated_sizes_the_rate_is_interpolated_and_beyond_them_it_stays():
+    cluster = Cluster(1, 1, Link(1, 0), Link(1, 0), {100: 1.0, 400: 4.0})
+    seconds = [cluster.block_s(W, 1, side, side, causal=False) * 1e12 / (200 * side * side) for side in (50, 200, 800)]
+    assert [1 / x for x in seconds] == pytest.approx([1.0, 2.0, 4.0])
+
+
+def test_what_a_schedule_cannot_do_is_its_reason():
+    found = project.all_of(
+        Workload(1, 96, 2, 2, 8, "float32", "full", "forward"), Cluster(3, 1, Link(1, 0), Link(1, 0), {1: 1.0})
+    )
+    assert found["ring_ulysses"] == "2 heads cannot be shared out evenly to 3 ranks"
+
+
+ASKED = ["project", "--nodes", "64", "--per-node", "1", "--link", "50e9", "--seq-len", "100000", "--tflops", "400"]
+
+
+def test_the_command_says_that_it_projects(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(ASKED) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("projected ")
+    assert "Projected, not measured" in text
+    assert cli.main([*ASKED, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], found["inputs"]["cluster"]["nodes"]) == ("projected", 64)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--link", "-1"], "-1, allowed: a number above 0"),
+        (["--nodes", "many"], "many, allowed: a whole number above 0"),
+        (["--per-node", "100"], "= 6400 ranks, allowed: up to 2048"),
+        (["--n-kv-heads", "3"], "n_heads 8 is not a multiple of n_kv_heads 3"),
+    ],
+)
+def test_bad_input_is_one_sentence(more: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    try:
+        code = cli.main([*ASKED, *more])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    assert code == 2
+    assert said in capsys.readouterr().err
