@@ -123,7 +123,7 @@ def test_a_ring_that_falls_keeps_the_cases_of_all_ranks_before_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "row.py").write_text(RING, encoding="utf-8")
-    report = ring(monkeypatch, folder / "row.py", (1, 2), "_s00000[13]_d064_float32")
+    report = ring(monkeypatch, folder / "row.py", (1, 2), "_s00000[13]_d016_float32")
     assert [one["status"] for one in report["cases"]] == ["ok"] * 6 + ["crashed"]
     assert report["cases"][-1]["case"].endswith("_n2")
     assert report["status"] == "crashed"
@@ -152,7 +152,7 @@ def test_too_few_slots_are_the_machines_lack_and_no_crash_of_the_row(
     mpiexec.chmod(mpiexec.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(placement, "find_mpiexec", lambda: str(mpiexec))
     path = registry.IMPL_DIR / "ring_v2_collective.py"
-    report = ring(monkeypatch, path, (1, 8), "_s000001_d064_float32")
+    report = ring(monkeypatch, path, (1, 8), "_s000001_d016_float32")
     assert (report["status"], report["reason"]) == ("ok", None)
     assert {one["status"] for one in report["cases"]} == {"ok"}
     reason = "8 ranks could not be started here (exit code 1): There are not enough slots available in the system"

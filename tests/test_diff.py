@@ -204,14 +204,14 @@ def test_json_is_the_whole_difference_and_nothing_else(history, tells, says):
 
 
 def test_the_default_grids_fit_100_columns(history, says):
-    params = grid.load(PARAMS)
+    measured = [one for one in records_of(grid.load(PARAMS)) if not one.left_out]
 
     def all_records(factor):
         found = []
-        for number, one in enumerate(records_of(params)):
+        for number, one in enumerate(measured):
             own = 1 + (factor - 1) * np.cos(number)
             like = timed(10.0 ** (number % 4) * 1.234 * own, reference_ms=1.0)
-            over = {"oversubscribed": True} if one.world_size == 4 else {}
+            over = {"oversubscribed": True} if one.world_size == 2 else {}
             found.append(one.model_copy(update={"processes": like.processes, "figures": like.figures, **over}))
         return found
 
@@ -220,9 +220,9 @@ def test_the_default_grids_fit_100_columns(history, says):
     code, out, _ = says("v2")
     assert code == 1
     rows = [line for line in out.splitlines() if re.search(r" (slower|faster|same|inconclusive|machine)$", line)]
-    assert len(rows) == len(records_of(params))
+    assert len(rows) == len(measured)
     assert max(map(len, out.splitlines())) <= 100, out
-    for shape in (" s4096 causal ", " h16 ", " s2048 bfloat16 ", " fwd+bwd n4* "):
+    for shape in (" s4096 causal ", " h16 ", " s2048 bfloat16 ", " fwd+bwd n2* "):
         assert shape in out
     assert "for a decision use `python -m bench duel`" in out
 
