@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,7 +17,7 @@ from bench.revision import CannotCompare, Revision
 
 T = TypeVar("T")
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_SCHEMA = Record.model_fields["schema_version"].default
+_SCHEMAS = get_args(Record.model_fields["schema_version"].annotation)
 
 
 class Cell(BaseModel):
@@ -140,9 +140,10 @@ def _cells(found: Any) -> list[tuple[Cell, Measured]]:
     if not isinstance(found, list):
         raise TypeError("not a list of records")
     for item in found:
-        version = item.get("schema_version") if isinstance(item, dict) else _SCHEMA
-        if version != _SCHEMA:
-            raise ValueError(f"schema_version {version}, this program reads {_SCHEMA}; use that of the revision")
+        version = item.get("schema_version") if isinstance(item, dict) else _SCHEMAS[-1]
+        if version not in _SCHEMAS:
+            known = " and ".join(map(str, _SCHEMAS))
+            raise ValueError(f"schema_version {version}, this program reads {known}; use that of the revision")
     measured = [_measured(Record.model_validate(item)) for item in found]
     return [(_cell(one.record), one) for one in measured]
 

@@ -64,7 +64,7 @@ CORRUPT = {
     "a word": (lambda text: text.replace('"world_size": 1', '"world_size": "one"'), "world_size"),
     "an axis too few": (lambda text: text.replace('"seq_len": 512,', ""), "seq_len"),
     "figures of a failure": (lambda text: text.replace('"ok",\n  "reason"', '"crashed",\n  "reason"'), "figures"),
-    "another schema": (lambda text: text.replace('_version": 1', '_version": 2'), "schema_version 2, this"),
+    "another schema": (lambda text: text.replace('_version": 2', '_version": 3'), "schema_version 3, this"),
 }  # fmt: skip
 
 
@@ -126,3 +126,12 @@ def test_invalid_params_are_not_taken_for_a_change_that_is_inconclusive(history,
     code, out, err = says("v1")
     assert (code, out) == (3, "")
     assert err.startswith("params.yaml: ")
+
+
+def test_records_of_the_schema_before_are_still_read(history, says):
+    path = history.path / "results/local/bench/standard-seed.json"
+    before = path.read_text(encoding="utf-8").replace('_version": 2', '_version": 1')
+    assert before != path.read_text(encoding="utf-8")
+    path.write_text(before, encoding="utf-8")
+    code, _, said = says("HEAD")
+    assert code != 3, said
