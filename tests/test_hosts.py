@@ -338,6 +338,7 @@ def attention(q, k, v, *, softmax_scale, mask, comm):
 '''
 
 
+@pytest.mark.slow  # minutes, most of them waiting for deadlines; `make test-hosts` runs it
 @pytest.mark.parametrize("fault", FAULTS_OVER_HOSTS)
 def test_a_fault_is_a_status_that_names_rank_and_host_within_the_deadline(fault: str, after_faults: Any) -> None:
     result, seconds, *_ = after_faults[fault]
@@ -349,12 +350,14 @@ def test_a_fault_is_a_status_that_names_rank_and_host_within_the_deadline(fault:
     assert seconds < DEADLINE_S + 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS_OVER_HOSTS)
 def test_a_fault_leaves_nothing_on_any_host(fault: str, after_faults: Any) -> None:
     """No process, no segment of memory, no port, also where the link is still down."""
     assert after_faults[fault][2] == {"h0": [], "h1": []}
 
 
+@pytest.mark.slow
 def test_after_every_fault_the_next_job_is_right(after_faults: Any) -> None:
     result = after_faults["healthy"][0]
     assert result["status"] == "ok", result
