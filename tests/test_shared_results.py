@@ -172,22 +172,6 @@ def test_a_merge_of_two_measured_branches_measures_nothing_again(branches: Repo,
 
 
 @pytest.mark.pipeline
-def test_a_merge_that_stopped_is_taken_up_again_once_git_was_told(branches: Repo, tmp_path: Path) -> None:
-    repo = branches.copied_to(tmp_path / "repo")
-    repo.git("checkout", "-q", "one")
-    stopped = repo.run("git", "merge", "--no-edit", "two")
-    assert stopped.returncode == 1
-    assert "CONFLICT (content): Merge conflict in dvc.lock" in stopped.stdout
-    tell_git(repo)
-    repo.git("checkout", "--merge", "--", "dvc.lock", "results")
-    repo.git("add", "dvc.lock", "results")
-    repo.git("commit", "-q", "--no-edit")
-    assert set(blocks.split(repo.read("dvc.lock"))) >= {"bench_core@local-sdpa-seed", "bench_core@local-improved-seed"}
-    changed = set(json.loads(dvc(repo, "status", "--json").splitlines()[-1]))
-    assert changed <= ALWAYS
-
-
-@pytest.mark.pipeline
 def test_prune_removes_what_a_removed_row_and_grid_left_behind_and_nothing_else(tiny: Repo) -> None:
     kept = tiny.path / "results/elsewhere/bench/improved-seed.json"
     kept.parent.mkdir(parents=True)
@@ -243,6 +227,57 @@ def test_stages_that_came_or_went_on_one_side():
     assert merge.lock(base, base + new, without) == (without + new, [])
     assert merge.lock(base, without, LOCK.format("1", "changed")) == (LOCK.format("1", "changed"), [])
     assert merge.lock("", base, base + new) == (base + new, [])
+
+
+@pytest.fixture
+def parted(source: Repo, tmp_path: Path) -> Repo:
+    """Two branches of made-up records: each ran a stage of its own, both ran a third; on the first of them."""
+    repo = source.copied_to(tmp_path / "parted")
+    stages = {"bench_core@local-a-seed": "1", "bench_core@local-b-seed": "1", "bench_core@local-c-seed": "1"}
+
+    def record(branch: str, ran: str) -> None:
+        repo.git("checkout", "-q", "-B", branch, "main")
+        text = "schema: '2.0'\nstages:\n"
+        for stage in stages:
+            row = stage.split("-")[1]
+            said = branch if row in ran else "main"
+            text += f"  {stage}:\n    cmd: bench {row}\n    outs:\n    - path: {row}\n      md5: {said}\n"
+            path = repo.path / f"results/local/bench/{row}-seed.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f'["{said}"]\n', encoding="utf-8")
+        (repo.path / "dvc.lock").write_text(text, encoding="utf-8")
+        repo.commit(branch)
+
+    record("main", "abc")
+    record("two", "bc")
+    record("one", "ac")
+    return repo
+
+
+def _told(repo: Repo) -> list[tuple[str, str]]:
+    """(what dvc.lock says, what the record says) of each row."""
+    lock = blocks.split(repo.read("dvc.lock"))
+    records = (json.loads(repo.read(f"results/local/bench/{row}-seed.json")) for row in "abc")
+    return [(text.split()[-1], said) for text, [said] in zip(lock.values(), records, strict=True)]
+
+
+def test_git_takes_each_stage_with_its_record_from_the_branch_that_ran_it(parted: Repo) -> None:
+    tell_git(parted)
+    merged = parted.run("git", "merge", "--no-edit", "two")
+    assert merged.returncode == 0, merged.stdout
+    assert _told(parted) == [("one", "one"), ("two", "two"), ("one", "one")]
+    assert "dvc.lock: both branches ran bench_core@local-c-seed; this branch's is kept" in merged.stdout
+    assert "results/local/bench/c-seed.json: both branches measured it; this branch's is kept" in merged.stdout
+
+
+def test_a_merge_that_stopped_for_want_of_the_driver_is_taken_up_again(parted: Repo) -> None:
+    stopped = parted.run("git", "merge", "--no-edit", "two")
+    assert "CONFLICT (content): Merge conflict in dvc.lock" in stopped.stdout
+    tell_git(parted)
+    parted.git("checkout", "--merge", "--", "dvc.lock", "results")
+    parted.git("add", "dvc.lock", "results")
+    parted.git("commit", "-q", "--no-edit")
+    assert _told(parted) == [("one", "one"), ("two", "two"), ("one", "one")]
 
 
 @pytest.mark.parametrize(
