@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attn.contract import Mask, Unsupported, Workload
-from attn.ring import formulas, layouts
+from attn.ring import formulas, heads, layouts
 
 Times = NDArray[np.float64]
 LAYOUTS = {"ring_v1_p2p": "contiguous", "ring_zigzag": "zigzag", "ring_striped": "striped"}
@@ -104,7 +104,8 @@ def _two_dimensions(w: Workload, cluster: Cluster, sent: int) -> Projected:
     """Groups of one node: heads are shared out inside, k and v rotate across, all ranks of a node at once."""
     size, groups = cluster.per_node, cluster.nodes
     inside = formulas.due("ring_usp", w, cluster.world_size, size).payload_bytes
-    rotated = formulas.due("ring_v1_p2p", w, cluster.world_size).payload_bytes / max(1, cluster.world_size - 1)
+    there = replace(w, n_kv_heads=w.n_kv_heads * heads.kv_repeats(w.n_heads, w.n_kv_heads, size))
+    rotated = formulas.due("ring_v1_p2p", there, cluster.world_size).payload_bytes / max(1, cluster.world_size - 1)
     inside -= round((groups - 1) * rotated)
     blocks = _blocks(w, cluster, "contiguous", groups, w.n_heads / size)
     hops = np.full(groups, cluster.between.seconds(rotated * size))

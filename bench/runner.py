@@ -259,6 +259,9 @@ def _not_compared(campaign: Campaign, cell: Cell, results: list[dict[str, Any]],
     """Why a cell has no relative time."""
     if oversubscribed:
         return f"{cell.world_size} ranks on {campaign.identity['cpu_count']} cores: oversubscribed"
+    sharing, threads = placement.most_on_a_host(cell.world_size, campaign.params.launch), campaign.identity["threads"]
+    if campaign.identity["device"] == "cpu" and sharing > threads:
+        return f"{sharing} ranks have a thread each, the yardstick {threads}: params.yaml, threads"
     verdict = campaign.reference_verdict
     if verdict["status"] != "ok":
         return f"the yardstick is {verdict['status']}: {verdict['reason']}"

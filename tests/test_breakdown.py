@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import measure_job
-from made import figures, loss, record, ring
+from made import PARAMS, figures, loss, record, ring
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from attn import registry
 from attn.contract import Workload
 from attn.ring import merge
 from attn.ring.communicator import Communicator
-from bench import breakdown, launch, losses, ring_tables, tables
+from bench import breakdown, grid, launch, losses, ring_tables, runner, tables
 from bench.device import Cpu
 from bench.replay import Alone, InSequence, Recording
 
@@ -266,3 +266,15 @@ def test_one_rank_has_nothing_to_communicate(tmp_path: Path):
     torch.set_num_threads(threads)
     assert (found.transport, found.communication_ms, found.sequence_ms, found.hidden) == (None, None, None, None)
     assert found.loss is not None
+
+
+@pytest.mark.parametrize(
+    ("threads", "words"), [(1, "2 ranks have a thread each, the yardstick 1: params.yaml, threads"), (2, None)]
+)
+def test_ranks_with_more_threads_than_the_yardstick_are_not_compared(threads, words):
+    params, right = grid.load(PARAMS), {"status": "ok"}
+    cell = grid.cells(params, "ring", "ring_zigzag", "ring")[0]
+    identity = {"device": "cpu", "cpu_count": 4, "threads": threads}
+    campaign = runner.Campaign(params, identity, "ring", "ring_zigzag", "ring", Path(), right, right)
+    assert cell.world_size == 2
+    assert runner._not_compared(campaign, cell, [{"no_reference": None}], oversubscribed=False) == words

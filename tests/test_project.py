@@ -1,6 +1,7 @@
 """bench.project: cases that can be worked out by hand, and what the command says."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -39,6 +40,15 @@ def test_ulysses_sends_four_halves_of_a_tensor_and_computes_one_block():
 
 def test_usp_of_one_rank_a_node_is_the_ring():
     assert project.project("ring_usp", W, two(1e6)) == project.project("ring_v1_p2p", W, two(1e6))
+
+
+def test_usp_rotates_the_heads_of_k_and_v_that_it_has_repeated():
+    grouped, link = replace(W, n_kv_heads=2), Link(1e6, 0.0)  # 2 heads shared out to 4 ranks: each is there twice
+    cluster = Cluster(2, 4, link, Link(1e30, 0.0), {1: 1e9})
+    repeated = replace(W, n_kv_heads=4)
+    assert project.project("ring_usp", grouped, cluster) == project.project("ring_usp", repeated, cluster)
+    kv_bytes = 2 * 125 * 4 * 50 * 4
+    assert project.project("ring_usp", grouped, cluster).seconds == pytest.approx(4 * kv_bytes / 1e6, rel=1e-3)
 
 
 def test_a_causal_ring_of_contiguous_shards_waits_for_its_last_rank_and_zigzag_does_not():

@@ -36,7 +36,7 @@ class Communicator:
 
     seq_len: of the whole sequence, which tells padding from tokens. node_of_rank: which node each rank is on.
     ulysses_size: ranks that a two-dimensional schedule groups for its all-to-all; 0: it chooses. Tensors that are
-    received are valid until the next but one `begin`: what a row returns goes through `keep`.
+    received are valid until the next `begin`: what a row returns, or saves for its backward, goes through `keep`.
     """
 
     rank: int
@@ -74,7 +74,7 @@ class Communicator:
         return packed
 
     def keep(self, x: Tensor) -> Tensor:
-        """`x` for longer than two passes: a copy where its memory belongs to the transport."""
+        """`x` for longer than this pass: a copy where its memory belongs to the transport."""
         return self.transport.keep(x) if self.transport else x
 
     def rotate(self, x: Tensor) -> Pending:

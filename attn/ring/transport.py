@@ -29,14 +29,14 @@ class Pending(Protocol):
 
 
 class Transport(Protocol):
-    """One rank's end. What is received may lie in memory that is used again: valid until the next but one `begin`."""
+    """One rank's end. What is received may lie in memory that is used again: valid until the next `begin`."""
 
     name: str
     rank: int
     world_size: int
 
     def begin(self) -> None:
-        """A pass (forward or backward) begins: what the last but one has received is given up."""
+        """A pass (forward or backward) begins: what the one before has received is given up."""
 
     def message(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Unwritten memory, dtype and device of `like`, from where `rotate` and `reduce_scatter` need no copy."""

@@ -54,20 +54,27 @@ class _Half:
         self._mpi, self._world, self._timeout_s = mpi, world, timeout_s
         self._window: Any = None
         self._outgrown: list[Any] = []
+        self._ranges: list[tuple[int, int]] = []  # first byte and size of each segment, those of `_outgrown` too
         self.segments: list[Tensor] = []
         self.bases: list[int] = []
-        self.size = self.used = 0
+        self.size = self.used = self.taken = 0
 
     def begin(self) -> None:
         """Start over; what was outgrown in the pass before is read by nobody any more."""
         for window in self._outgrown:
             window.Free()
-        self._outgrown, self.used = [], 0
+        self._outgrown, self.used, self.taken = [], 0, 0
+        self._ranges = [(base, self.size) for base in self.bases]
+
+    def holds(self, x: Tensor) -> bool:
+        """Whether x lies in a segment that is there until the next `begin`."""
+        return any(base <= x.data_ptr() < base + size for base, size in self._ranges)
 
     def take(self, nbytes: int) -> int:
         """Offset of so many bytes, the same on all ranks."""
         offset = self.used
-        self.used += -(-nbytes // _ALIGN) * _ALIGN
+        self.used += (whole := -(-nbytes // _ALIGN) * _ALIGN)
+        self.taken += whole
         if self.used > self.size:
             self._grow()
             offset, self.used = 0, self.used - offset
@@ -87,6 +94,7 @@ class _Half:
         self._window = self._mpi.Win.Allocate_shared(self.size, 1, comm=self._world)
         self.segments = [_mapped(self._window, rank) for rank in range(self._world.size)]
         self.bases = [one.data_ptr() for one in self.segments]
+        self._ranges += [(base, self.size) for base in self.bases]
 
 
 class Windows:
@@ -126,7 +134,7 @@ class Windows:
 
     def keep(self, x: Tensor) -> Tensor:
         """A copy where x lies in a segment, of this or of the other half."""
-        inside = any(base <= x.data_ptr() < base + half.size for half in self._halves for base in half.bases) or any(
+        inside = any(half.holds(x) for half in self._halves) or any(
             one.keep(x) is not x for one in self._splits.values()
         )
         return x.clone() if inside else x
@@ -179,7 +187,7 @@ class Windows:
     def memory_bytes(self) -> int:
         """What the last two passes have used of this rank's segments; what all of them gather counts at every rank."""
         inside = sum(one.memory_bytes() for one in self._splits.values())
-        return sum(half.used for half in self._halves) + inside
+        return sum(half.taken for half in self._halves) + inside
 
     def close(self) -> None:
         """Free all windows, on all ranks together."""
