@@ -13,7 +13,7 @@ from moto.server import ThreadedMotoServer
 
 from bench import blocks, merge
 
-CODE = {"improved": "attn/impl/improved.py", "multihead_improved": "attn/impl/multihead_improved.py"}
+CODE = {"improved": "attn/impl/improved.py", "ring_v2_collective": "attn/impl/ring_v2_collective.py"}
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-test", "AWS_DEFAULT_REGION": "us-east-1"}
 ALWAYS = {"probe@local", "plan", "render@local"}
 
@@ -136,7 +136,7 @@ def test_an_experiment_and_what_branches_differ_in_are_shown_as_typed(tiny: Repo
 def branches(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Repo:
     """Two branches of the finished pipeline: each edited another row and measured it; both measured `sdpa` again."""
     repo = finished.repo.copied_to(tmp_path_factory.mktemp("branches") / "repo")
-    for branch, row in (("one", "improved"), ("two", "multihead_improved")):
+    for branch, row in (("one", "improved"), ("two", "ring_v2_collective")):
         repo.git("checkout", "-q", "-B", branch, "main")
         path = repo.path / CODE[row]
         path.write_text(path.read_text(encoding="utf-8") + "\n_EDITED = True\n", encoding="utf-8")
