@@ -13,6 +13,7 @@ from attn.contract import Workload
 from bench import tables
 from bench.files import read_json
 
+NAME = "ring-model.json"
 WITHIN = 0.15
 PARTS = ("model", "crossover")
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HELP = """\
 Projected, not measured: the forward pass of each schedule on nodes of equally many ranks, from the rate of the fused
 block (calibrated here in a few seconds as a function of its size, unless --tflops gives one) and of the links. The
-formulas and their sources: bench/project.py, docs/rings.md."""
+formulas and their sources: bench/project.py; how far they are right: docs/rings.md."""
 _MOST_RANKS = 2048
 
 
