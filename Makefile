@@ -8,7 +8,7 @@ comma := ,
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-all test-mpi test-hosts lint format gate docs selftest lock audit remotes merge-driver image image-test test-slurm hooks clean
+.PHONY: help bench test test-all test-mpi test-hosts lint format gate docs selftest ring-model lock audit remotes merge-driver image image-test test-slurm hooks clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -50,6 +50,11 @@ selftest: $(VENV)/.dev ## how often duel cries wolf here, and what it finds: hou
 	$(RUN) python -m bench selftest aa
 	$(RUN) python -m bench selftest power
 	$(RUN) python -m bench selftest power --budget 300 --duels 20 --injection 3 5
+	@$(RUN) python -m bench docs
+
+MACHINE ?= local
+ring-model: $(VENV)/.dev ## the model of rings against rings over shaped links, into results/MACHINE; as root, 3 minutes on 2 quiet cores
+	$(RUN) python -m tests.ring_model --out results/$(MACHINE)/ring-model.json
 	@$(RUN) python -m bench docs
 
 # requirements/model.txt is renewed by hand, as it says itself: other weights would be other inputs of the judge.

@@ -121,7 +121,7 @@ def table(params: Params, asked: Namespace) -> int:
 
 def publish(params: Params, asked: Namespace) -> int:
     """Copy results/local to results/NAME, whole or not at all."""
-    from bench import report, selftest_records
+    from bench import model_tables, report, selftest_records
 
     source, target = RESULTS / "local", RESULTS / asked.name
     if asked.name == "local" or not grids.valid_name(asked.name):
@@ -137,9 +137,10 @@ def publish(params: Params, asked: Namespace) -> int:
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     shutil.copytree(source, partial)
-    tested, ours = (folder / selftest_records.NAME for folder in (target, partial))
-    if tested.exists() and not ours.exists():  # hours of work, and it names its machine itself
-        shutil.copy2(tested, ours)
+    for name in (selftest_records.NAME, model_tables.NAME):
+        tested, ours = target / name, partial / name
+        if tested.exists() and not ours.exists():  # work of its own, and it names its machine itself
+            shutil.copy2(tested, ours)
     if target.exists():
         target.rename(old)
     partial.rename(target)

@@ -1,7 +1,8 @@
 """Fills in what README.md and docs/ show of the program's own output, so that it is never typed.
 
 A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a table of a published machine
-(`results/NAME/FILE.txt`), what a self-test there found (`results/NAME/selftest.jsonl`), or `help`.
+(`results/NAME/FILE.txt`), what a self-test there found (`results/NAME/selftest.jsonl`), the model of rings against
+rings (`results/NAME/ring-model.json#model`, and `#crossover`), or `help`.
 """
 
 from __future__ import annotations
@@ -36,11 +37,16 @@ def _made(root: Path, what: str) -> str:
         from bench.__main__ import parser
 
         return parser().format_help()
-    path = root / what
+    name, _, part = what.partition("#")
+    path = root / name
     if not path.exists():
-        raise FileNotFoundError(f"the docs show {what}, which is not there")
+        raise FileNotFoundError(f"the docs show {name}, which is not there")
     if path.suffix == ".jsonl":
         from bench import selftest_tables
 
         return selftest_tables.text(path)
+    if part:
+        from bench import model_tables
+
+        return model_tables.text(path, part)
     return path.read_text(encoding="utf-8")

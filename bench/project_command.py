@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, get_args
@@ -23,9 +22,8 @@ if TYPE_CHECKING:
 HELP = """\
 Projected, not measured: the forward pass of each schedule on nodes of equally many ranks, from the rate of the fused
 block (calibrated here in a few seconds as a function of its size, unless --tflops gives one) and of the links. The
-formulas and their sources: bench/project.py, docs/rings.md."""
-SIDES = (128, 256, 512, 1024, 2048)
-_CALLS, _MOST_RANKS = 5, 2048
+formulas and their sources: bench/project.py; how far they are right: docs/rings.md."""
+_MOST_RANKS = 2048
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
@@ -58,10 +56,10 @@ def run(params: Params, asked: argparse.Namespace) -> int:
         )  # fmt: skip
     except ValueError as error:
         raise BadInput(str(error)) from None
-    rates = {1: asked.tflops} if asked.tflops else _calibrate(w, machine.identity(params))
+    rates = {"block_tflops": {1: asked.tflops}} if asked.tflops else _calibrate(w, machine.identity(params))
     cluster = project.Cluster(
         asked.nodes, asked.per_node, project.Link(asked.link, asked.latency),
-        project.Link(asked.node_link, asked.node_latency), rates,
+        project.Link(asked.node_link, asked.node_latency), **rates,
     )  # fmt: skip
     found = project.all_of(w, cluster)
     source = "given" if asked.tflops else f"calibrated here, {machine.identity(params)['threads']} threads a rank"
@@ -94,30 +92,16 @@ def _text(w: Workload, cluster: Cluster, found: dict[str, Any], source: str) -> 
     ])  # fmt: skip
 
 
-def _calibrate(w: Workload, identity: dict[str, Any]) -> dict[int, float]:
-    """Median of a few calls a size, with the workload's heads."""
+def _calibrate(w: Workload, identity: dict[str, Any]) -> dict[str, Any]:
+    """Of one rank: all threads of this machine, or its device."""
     import torch
 
-    from attn.kernels import block
-    from bench import project
+    from bench import calibration
     from bench.device import open_device
 
     torch.set_num_threads(identity["threads"])
-    device = open_device(identity["device"])
-
-    def seconds(side: int) -> float:
-        q, k, v = (
-            torch.randn(1, side, w.n_heads, w.head_dim, device=device.name).to(getattr(torch, w.dtype)) for _ in "qkv"
-        )
-
-        def call() -> None:
-            block.forward(q, k, v, softmax_scale=w.softmax_scale, causal=False)
-
-        device.elapsed_ms(call, 1)
-        return statistics.median(device.elapsed_ms(call, 1) for _ in range(_CALLS)) / 1e3
-
-    with device_lock(identity["device"]), torch.no_grad():
-        return project.calibrated(seconds, SIDES, w.n_heads, w.head_dim)
+    with device_lock(identity["device"]):
+        return calibration.here(w, open_device(identity["device"]))
 
 
 def _positive(text: str) -> float:

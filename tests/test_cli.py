@@ -235,9 +235,11 @@ def test_publish_copies_once_and_replaces_only_when_told_to(said, folder):
     assert "--replace" in one_sentence(err)
     copy = folder / "results" / "laptop" / "report.md"
     assert copy.read_text(encoding="utf-8") == "one\n"
-    copy.with_name("selftest.jsonl").write_text("hours of work\n", encoding="utf-8")
+    for name in ("selftest.jsonl", "ring-model.json"):
+        copy.with_name(name).write_text("hours of work\n", encoding="utf-8")
     assert said("publish", "laptop", "--replace")[0] == 0
-    assert copy.with_name("selftest.jsonl").read_text(encoding="utf-8") == "hours of work\n"
+    for name in ("selftest.jsonl", "ring-model.json"):
+        assert copy.with_name(name).read_text(encoding="utf-8") == "hours of work\n"
     assert copy.read_text(encoding="utf-8") == "two\n"
     assert sorted(path.name for path in (folder / "results").iterdir()) == ["laptop", "local"]
 
