@@ -7,7 +7,7 @@ RUN := PATH="$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-all lint format gate docs selftest lock hooks clean
+.PHONY: help bench build test test-all lint format gate docs selftest lock hooks clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -16,6 +16,10 @@ bench: $(VENV)/.runtime ## judge, measure and show everything on this machine (a
 	@$(RUN) python -m bench validate
 	$(RUN) dvc repro
 	@$(RUN) python -m bench table seed && echo "All tables and pictures: results/*/report.md"
+
+build: $(VENV)/.runtime ## compile our GPU kernels ahead of time and judge what the compiler says; no GPU needed
+	$(RUN) dvc repro build/dvc.yaml
+	@$(RUN) python -m bench build
 
 test: $(VENV)/.dev ## the tests (about 15 minutes on 2 cores)
 	$(RUN) python -m pytest -m "not slow"

@@ -18,7 +18,6 @@ ARCHITECTURES = (80, 90, 100, 120)
 PASSED = Path(__file__).parent / "passed.json"
 HEAD_DIMS = (32, 64, 128, 256)  # others are padded to the next
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")  # tf32: float32 in memory, products on tensor cores
-TMA_FROM = 90
 
 
 @dataclass(frozen=True)
