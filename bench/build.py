@@ -37,7 +37,8 @@ _SOURCES = closure.ROOT / "attn" / "kernels" / "flash"
 def build(kernel: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
     """Compile what is not there yet; one file of figures and one cubin each in folder/kernel, and nothing else.
 
-    Returns what was compiled now. One that does not compile has the status `failed`, with the compiler's last lines.
+    Returns what was compiled now. One that does not compile has the status `failed`, with the compiler's last lines;
+    `lost`, and tried again by the next build, where the compiler died or took too long.
 
     Raises:
         ValueError: there is no such kernel.
@@ -145,7 +146,7 @@ def _is_there(job: dict[str, Any]) -> bool:
         found = read_json(Path(job["figures"]))
     except (FileNotFoundError, ValueError):
         return False
-    whole = found["status"] == "failed" or Path(job["cubin"]).exists()
+    whole = found["status"] == "failed" or (found["status"] == "compiled" and Path(job["cubin"]).exists())
     return found.get("code") == job["code"] and whole
 
 
@@ -156,7 +157,8 @@ def _compile(job: dict[str, Any], compilers: queue.SimpleQueue[_Compiler]) -> di
     finally:
         compilers.put(compiler)
     entry = {name: value for name, value in job.items() if name not in ("cubin", "figures")} | found
-    Path(job["cubin"]).unlink(missing_ok=True) if entry["status"] == "failed" else None
+    if entry["status"] != "compiled":
+        Path(job["cubin"]).unlink(missing_ok=True)
     write_json(Path(job["figures"]), entry)
     return entry
 
@@ -191,7 +193,7 @@ class _Compiler:
             return json.loads(answer)  # type: ignore[no-any-return]
         code = self._end(_DYING_S if ready else 0)
         how = f"ended with exit code {code}" if ready else f"did not end within {_DEADLINE_S} s"
-        return {"status": "failed", "reason": f"the compiler {how}: {tail(self._log.name)}"}
+        return {"status": "lost", "reason": f"the compiler {how}: {tail(self._log.name)}"}
 
     def _end(self, patience_s: float = 0) -> int | None:
         """Kill the process if there is one that does not end by itself; its exit code."""

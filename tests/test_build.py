@@ -191,9 +191,10 @@ def test_a_compiler_that_dies_is_a_failure_of_its_job_only(few, tmp_path, monkey
     )
     monkeypatch.setattr(build, "_COMPILER", (build.sys.executable, "-c", program))
     found = build.build("delta", tmp_path)
-    assert [one["status"] for one in found] == ["failed", "failed"]
+    assert [one["status"] for one in found] == ["lost", "lost"]
     assert all(one["reason"] == "the compiler ended with exit code -6: LLVM ERROR" for one in found)
-    assert all(read_json(path)["status"] == "failed" for path in (tmp_path / "delta").glob("*.json"))
+    assert all(read_json(path)["status"] == "lost" for path in (tmp_path / "delta").glob("*.json"))
+    assert len(build.build("delta", tmp_path)) == 2  # tried again
 
 
 def test_a_compiler_that_does_not_end_is_killed(few, tmp_path, monkeypatch):
