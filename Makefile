@@ -8,7 +8,7 @@ comma := ,
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-all test-mpi test-hosts lint format gate docs selftest ring-model lock audit remotes merge-driver image image-test test-slurm hooks clean
+.PHONY: help bench build test test-all test-mpi test-hosts lint format gate docs selftest ring-model lock audit remotes merge-driver image image-test test-slurm hooks clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -17,6 +17,10 @@ bench: $(VENV)/.runtime ## judge, measure and show everything on this machine (a
 	@$(RUN) python -m bench validate
 	$(RUN) dvc repro
 	@$(RUN) python -m bench table seed && echo "All tables and pictures: results/*/report.md"
+
+build: $(VENV)/.runtime ## compile our GPU kernels ahead of time and judge what the compiler says; no GPU needed
+	$(RUN) dvc repro build/dvc.yaml
+	@$(RUN) python -m bench build
 
 test: $(VENV)/.dev ## the tests (about 15 minutes on 2 cores)
 	$(RUN) python -m pytest -m "not slow"

@@ -9,7 +9,7 @@ from functools import partial
 from typing import NoReturn
 
 try:
-    from bench import commands, duel_command, grid, kept, project_command, prune, selftest_command
+    from bench import build_command, commands, duel_command, grid, kept, project_command, prune, selftest_command
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] in ("attn", "bench"):
         raise
@@ -93,6 +93,12 @@ def parser() -> argparse.ArgumentParser:
     )
     pruned.add_argument("--dry-run", action="store_true", help="remove nothing, only say what")
     gated = add("gate", commands.gate, "exit 1 where a row is incorrect, crashed or timed out", "gate")
+    built = add(
+        "build", build_command.build, "exit 1 where the build has nothing to choose; its table", "build --table"
+    )
+    what = built.add_mutually_exclusive_group()
+    what.add_argument("--table", action="store_true", help="what the compiler says of every configuration")
+    what.add_argument("--keep", action="store_true", help="write the list that kernels choose from")
     written = add("docs", commands.docs, "fill in the generated parts of README.md and docs/", "docs --check")
     written.add_argument("--check", action="store_true", help="change nothing; exit 1 where a file is out of date")
     for sub in (shown, pruned, gated, compared, tested):

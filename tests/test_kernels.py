@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(params=["fused", "formulas"])
 def kernel(request, monkeypatch):
-    """attn.kernels.block as the CPU runs it, and as any other device does."""
+    """attn.kernels.block as the CPU runs it, and as it does for what PyTorch's kernel gets wrong."""
     if request.param == "formulas":
         monkeypatch.setattr(block, "_fused", lambda *_: False)
     return block

@@ -1,15 +1,15 @@
 """Exact attention that never holds seq_len x seq_len scores, the fastest exact way for the device and dtype.
 
-float32, float16, gradients, and CUDA: PyTorch's fused kernel. bfloat16 forward on the CPU: blocks of
-queries on the library's matrix products, faster than the fused kernel there and no less accurate than `standard`.
-Source: Dao et al. 2022 (arXiv 2205.14135) for the fused kernel; `attn.kernels.query_blocks` for the other.
+On CUDA: our own Triton kernels, the row `triton_flash`. On the CPU: PyTorch's fused kernel; for bfloat16 forward blocks
+of queries on the library's matrix products, faster than the fused kernel there and no less accurate than `standard`.
+Source: Dao et al. 2022 (arXiv 2205.14135) for the fused kernel; `attn.kernels` for the others.
 """
 
 import torch
 from torch import Tensor
 
 from attn.contract import Mask, Unsupported
-from attn.impl import sdpa
+from attn.impl import sdpa, triton_flash
 from attn.kernels import block, query_blocks
 
 KIND = "core"
@@ -22,6 +22,8 @@ CROSS_LENGTH = True
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Mask) -> Tensor:
     """Shapes as in `attn.contract`; returns out, as q."""
+    if q.device.type == "cuda":
+        return triton_flash.attention(q, k, v, softmax_scale=softmax_scale, mask=mask)
     if _in_query_blocks(q, k, v):
         return query_blocks.forward(q, k, v, softmax_scale=softmax_scale, mask=mask)[0]
     if softmax_scale == 0:  # the same logits, in a way that PyTorch's causal kernel survives
@@ -33,9 +35,11 @@ def attention_with_lse(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float,
     """Forward only: out (as q) and lse (batch, n_heads, seq_len), float32, natural logarithm.
 
     Raises:
-        Unsupported: gradients are asked for, or a causal mask over q and k of different length, which
+        Unsupported: gradients are asked for, or on the CPU a causal mask over q and k of different length, which
             the fused kernel aligns at the top left.
     """
+    if q.device.type == "cuda":
+        return triton_flash.attention_with_lse(q, k, v, softmax_scale=softmax_scale, mask=mask)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         raise Unsupported("attention_with_lse is forward only: its lse carries no gradient")
     if _in_query_blocks(q, k, v):
@@ -50,4 +54,4 @@ def attention_with_lse(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float,
 
 def _in_query_blocks(*tensors: Tensor) -> bool:
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    return tensors[0].device.type == "cpu" and tensors[0].dtype == torch.bfloat16 and not needs_grad
+    return tensors[0].dtype == torch.bfloat16 and not needs_grad

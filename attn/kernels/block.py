@@ -1,7 +1,7 @@
 """Attention of q against one block of k and v, with its lse, and its gradients given the whole's lse.
 
 Ring schedules merge such blocks. On the CPU PyTorch's fused kernel computes them, which returns lse and
-takes it back; elsewhere (until a kernel of ours lands there) the same formulas in plain float32 products.
+takes it back (what it gets wrong, plain float32 products do); on CUDA our own (attn/kernels/flash).
 Source: Dao et al. 2022 (arXiv 2205.14135); blocks with a global lse as in Liu et al. 2023 (arXiv 2310.01889).
 
 Suffixes: b batch, s queries, t keys, h heads, g kv heads, d head_dim.
@@ -19,10 +19,18 @@ _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 def forward(
     q_bshd: Tensor, k_btgd: Tensor, v_btgd: Tensor, *, softmax_scale: float, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """`out` (as q) and `lse` (b, h, s) float32. `causal`: query i sees keys 0 to i of this block."""
+    """`out` (as q) and `lse` (b, h, s) float32. `causal`: query i sees keys 0 to i of this block.
+
+    Raises:
+        Unsupported: on CUDA, what our kernels lack.
+    """
+    if q_bshd.device.type == "cuda":
+        from attn.kernels.flash import host
+
+        return host.forward(q_bshd, k_btgd, v_btgd, softmax_scale=softmax_scale, shift=host.shift_of_block(causal))
     group = q_bshd.shape[2] // k_btgd.shape[2]
     q, k, v = _heads_first(q_bshd), _heads_first(k_btgd, group), _heads_first(v_btgd, group)
-    if _fused(q, softmax_scale):
+    if _fused(softmax_scale):
         out, lse = _FLASH(q, k, v, 0.0, causal, scale=softmax_scale)
         return out.transpose(1, 2), lse
     scores = _scores(q, k, softmax_scale, causal)
@@ -42,12 +50,24 @@ def backward(
     softmax_scale: float,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """This block's share of dq (b, s, h, d), dk and dv (b, t, g, d), given `out` and `lse` over all keys."""
+    """This block's share of dq (b, s, h, d), dk and dv (b, t, g, d), given `out` and `lse` over all keys.
+
+    float32, but for the fused kernel's, which are in the dtype of q.
+
+    Raises:
+        Unsupported: on CUDA, what our kernels lack.
+    """
+    if q_bshd.device.type == "cuda":
+        from attn.kernels.flash import host
+
+        inputs = (dout_bshd, q_bshd, k_btgd, v_btgd, out_bshd, lse_bhs)
+        shift = host.shift_of_block(causal)
+        return host.backward(*inputs, softmax_scale=softmax_scale, shift=shift, dtype=torch.float32)
     kv_heads = k_btgd.shape[2]
     group = q_bshd.shape[2] // kv_heads
     q, dout, out = (_heads_first(x) for x in (q_bshd, dout_bshd, out_bshd))
     k, v = _heads_first(k_btgd, group), _heads_first(v_btgd, group)
-    if _fused(q, softmax_scale):
+    if _fused(softmax_scale):
         dq, dk, dv = _FLASH_BACKWARD(dout, q, k, v, out, lse_bhs, 0.0, causal, scale=softmax_scale)
     else:
         weights = torch.exp(_scores(q, k, softmax_scale, causal) - lse_bhs[..., None])
@@ -58,8 +78,8 @@ def backward(
     return dq.transpose(1, 2), dk, dv
 
 
-def _fused(q: Tensor, softmax_scale: float) -> bool:
-    return q.device.type == "cpu" and softmax_scale != 0  # it hides keys before it scales: -inf x 0 is NaN
+def _fused(softmax_scale: float) -> bool:
+    return softmax_scale != 0  # it hides keys before it scales: -inf x 0 is NaN
 
 
 def _heads_first(x: Tensor, repeat: int = 1) -> Tensor:

@@ -1,0 +1,33 @@
+"""FlashAttention-2, of the package flash_attn.
+
+Source: Dao 2023 (arXiv 2307.08691), package flash_attn 2.1 or newer (before, causal was aligned at the top left),
+BSD-3-Clause. Not in requirements: it is built for one CUDA and one torch.
+"""
+
+from torch import Tensor
+
+from attn.contract import Mask, Unsupported
+
+KIND = "core"
+DEVICES = ("cuda",)
+DTYPES = ("bfloat16", "float16")
+MASKS = ("full", "causal")
+BACKWARD = True
+CROSS_LENGTH = True
+DETERMINISTIC = False  # its backward adds up in any order
+
+_LARGEST = 256
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Mask) -> Tensor:
+    """Shapes as in `attn.contract`; returns out, as q.
+
+    Raises:
+        Unsupported: head_dim beyond 256.
+    """
+    import flash_attn
+
+    if q.shape[-1] > _LARGEST:
+        raise Unsupported(f"head_dim {q.shape[-1]}, FlashAttention-2 has 1 to {_LARGEST}")
+    causal = mask.kind == "causal"
+    return flash_attn.flash_attn_func(q, k, v, softmax_scale=softmax_scale, causal=causal)  # type: ignore[no-any-return]
