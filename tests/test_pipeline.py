@@ -2,13 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, Finished, Ran, Repo
+from made import figure, figures, records_of
 
 from bench import grid, tables
 
@@ -51,7 +50,7 @@ def test_a_first_repro_runs_every_stage_and_writes_every_result(finished: Finish
         "plots.json",
     ]
     names += [f"tables/{table}.txt" for table in ("core-seed", "core-scaling", "module-seed", "ring-seed")]
-    names += ["tables/core-scaling.png", "tables/checks.txt"]
+    names += ["tables/core-scaling.png", "tables/ring-seed-loss.png", "tables/checks.txt"]
     names += [f"check/{name}{end}" for _, name, _ in ROWS for end in (".json", ".verdict.json")]
     names += [f"bench/{name}-{g}.json" for _, name, g in ROWS]
     assert set(finished.repo.hashes("results/local")) == {f"results/local/{name}" for name in names}
@@ -155,7 +154,9 @@ def test_our_diff_of_two_commits_reads_what_dvc_recorded(longer: tuple[Repo, Ran
 def test_a_metrics_diff_of_the_whole_benchmark_fits_a_screen(source: Repo, tmp_path: Path) -> None:
     repo = source.copied_to(tmp_path / "repo")
     for factor in (1.0, 1.5):
-        found = tables.metrics(list(_every_cell(grid.load(ROOT / "params.yaml"), factor)))
+        times = figures(time_ms=figure(factor), relative_time=figure(factor))
+        every = records_of(grid.load(ROOT / "params.yaml"))
+        found = tables.metrics([one.model_copy(update={"figures": one.figures and times}) for one in every])
         path = repo.path / "results/local/metrics.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found), encoding="utf-8")
@@ -171,7 +172,7 @@ def test_a_params_diff_of_sizes_a_new_grid_and_the_protocol_fits_a_screen(source
     repo.commit("shipped")
     repo.edit("params.yaml", "processes: 3 ", "processes: 5 ")
     repo.edit("params.yaml", "seq_len: [512, 1024, 2048, 4096]", "seq_len: [512, 1024, 2048, 4096, 8192, 16384]")
-    repo.edit("params.yaml", "world_size: [1, 2, 4]", "world_size: [1, 2, 4, 8]")
+    repo.edit("params.yaml", "world_size: [2] ", "world_size: [2, 4, 8] ")
     repo.edit("params.yaml", "\nprotocol:", "  wide:\n    seq_len: [512, 1024]\n    head_dim: [64, 128]\n\nprotocol:")
     repo.commit("edited")
     shown = repo.run("dvc", "params", "diff", "HEAD~1", "HEAD").stdout
@@ -289,17 +290,3 @@ def _assert_one_screen(text: str) -> None:
     lines = text.splitlines()
     assert len(lines) <= 45, f"{len(lines)} lines\n{text}"
     assert max(map(len, lines)) <= 100, text
-
-
-def _every_cell(params: grid.Params, time_ms: float) -> Iterator[SimpleNamespace]:
-    """Stand-ins for records of all cells of params.yaml, with what `tables.metrics` reads of them."""
-    figure = SimpleNamespace(value=time_ms)
-    for family in grid.FAMILIES:
-        chosen = params.family(family)
-        for name, g in product(chosen.implementations, chosen.grids):
-            for cell in grid.cells(params, family, name, g):
-                yield SimpleNamespace(
-                    family=family, implementation=name, grid=g, status="ok", reference=params.reference_of(family),
-                    workload=cell.workload.as_dict(), world_size=cell.world_size, oversubscribed=False,
-                    figures=SimpleNamespace(time_ms=figure, relative_time=figure),
-                )  # fmt: skip
