@@ -52,15 +52,12 @@ def run(
 
     where: the folder whose attn and bench the ranks import; the current one where nothing is said. environment: what
     their environment has besides ours. on: hosts and transport, as in params.yaml; this machine where nothing is said.
-
-    Raises:
-        ValueError: a host or an interface of `on` is not known here.
+    Where ranks cannot be started, or a host or an interface of `on` is not known here, all jobs are unsupported.
     """
-    reason = placement.why_not()
-    if reason:
+    on = on or Launch()
+    if reason := placement.why_not(on):
         yield from ({"status": "unsupported", "reason": reason} for _ in jobs)
         return
-    on = on or Launch()
     done = 0
     while done < len(jobs):
         asked = {

@@ -15,12 +15,16 @@ from bench.grid import Launch
 _SHARED = Path(".scratch/launch")  # all hosts see the repository; a folder of /tmp is each host's own
 
 
-def why_not() -> str | None:
-    """Why no ranks can be started here, in one line."""
+def why_not(launch: Launch | None = None) -> str | None:
+    """Why no ranks can be started here, or on the hosts of `launch`, in one line."""
     if not inside_slurm() and find_mpiexec() is None:
         return "no mpiexec beside this python nor on PATH: pip install mpich"
     if importlib.util.find_spec("mpi4py") is None:
         return "needs the package mpi4py, which is not installed"
+    try:
+        launcher_address(launch or Launch())
+    except ValueError as error:
+        return f"params.yaml, launch: {error}"
     return None
 
 

@@ -21,6 +21,7 @@ def main(folder: Path) -> None:
     asked = read_json(folder / "jobs.json")
     address = _address(asked)
     ward = warden.start(folder, wire.host_name(), address, asked["token"], asked["deadline_s"])
+    guard.adopt_orphans()
     if asked["memory_bytes"]:
         resource.setrlimit(resource.RLIMIT_DATA, (asked["memory_bytes"],) * 2)
     log = os.open(folder / f"log-{ward.name}", os.O_WRONLY | os.O_CREAT)
@@ -33,6 +34,8 @@ def main(folder: Path) -> None:
 
         ward.raised(status_of(error))
         raise
+    finally:
+        ward.end_children()
 
 
 def _address(asked: dict[str, Any]) -> str:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from bench import guard
+
 _GRACE_S = 2.0  # the launcher has the first word at a deadline
 _LOOK_S = 0.05  # how often the rank's memory is looked at until it is ready
 _STACK_S = 0.5  # how long a rank may take to say where it is
@@ -38,6 +40,11 @@ class Ward:
     address: tuple[str, int]
     _pipe: int
     rank: int | None = None
+    warden: int = 0
+
+    def end_children(self) -> None:
+        """What a row has started and left behind; the warden stays."""
+        guard.kill(guard.descendants(os.getpid()) - {self.warden})
 
     def ready(self, rank: int) -> None:
         """All ranks have found each other; this one is `rank`, and from here on the row is at fault.
@@ -86,7 +93,8 @@ def start(folder: Path, host: str, address: str, token: str, deadline_s: float) 
     ward._note("warden", address=ward.address, ready=False)
     _KEPT.append(stack)
     rank, starter = os.getpid(), os.getppid()
-    if os.fork() == 0:
+    ward.warden = os.fork()
+    if ward.warden == 0:
         try:
             os.setsid()
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever ends the rank lets us clean up
@@ -190,7 +198,9 @@ class _Warden:
         self._look()
         if not self.done:
             self.ward._note("ended", reason=why)
+        left_behind = guard.descendants(self.pid) - {os.getpid()}
         signal.pidfd_send_signal(self.process, signal.SIGKILL)
+        guard.kill(left_behind)
         select.select([self.process], [], [], 1)
         self._clean()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -351,3 +352,24 @@ def orphans() -> list[str]:
         if "bench.ring_worker" in words and not Path(words[words.index("bench.ring_worker") + 1]).exists():
             found.append(f"{process.name} {' '.join(words)}")
     return found
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("then", ["None", pytest.param("time.sleep(600)", marks=pytest.mark.slow)])
+def test_what_a_row_has_started_ends_with_its_rank(then: str, tmp_path: Path) -> None:
+    left = f"(os.setsid(), pathlib.Path({str(tmp_path)!r}, f'{{os.getpid()}}.pid').touch(), time.sleep(600))"
+    path = faulty(tmp_path, "leaves_children", f"os.fork() or {left}\n        {then}")
+    deadline_s = 120 if then == "None" else 40
+    (found,) = launch.run("check", [job(path, 2)], 2, deadline_s=deadline_s)
+    assert found.get("status") == ("ok" if then == "None" else "timeout"), found
+    started = [int(one.stem) for one in tmp_path.glob("*.pid")]
+    assert started
+    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), 5)
+
+
+@pytest.mark.mpi
+def test_a_host_that_nobody_knows_is_why_no_ranks_can_be_started(tmp_path: Path) -> None:
+    on = Launch(hosts=["no.such.host.invalid"])
+    (found,) = launch.run("check", [job(RING, 2)], 2, deadline_s=60, on=on)
+    assert found["status"] == "unsupported"
+    assert re.fullmatch(r"params\.yaml, launch: no way from \S+ to host no\.such\.host\.invalid: .+", found["reason"])
