@@ -85,7 +85,7 @@ def test_failed_ranks_have_left_nothing_when_their_status_is_told(fault: str, af
 def test_a_world_of_another_size_is_an_error_and_no_result(tmp_path: Path) -> None:
     asked = {
         "task": "check", "jobs": [job(RING, 2)], "world_size": 2, "deadline_s": 60, "memory_bytes": 0,
-        "transport": "auto", "interface": "", "launcher": "127.0.0.1", "token": "t",
+        "transport": "auto", "interface": "", "ulysses_size": 0, "launcher": "127.0.0.1", "token": "t",
     }  # fmt: skip
     (tmp_path / "jobs.json").write_text(json.dumps(asked), encoding="utf-8")
     command = [*placement.command(1, Launch()), sys.executable, "-m", "mpi4py", "-m", "bench.ring_worker"]
@@ -218,7 +218,7 @@ def test_params_without_launch_are_valid_and_mean_this_machine(tmp_path: Path) -
         ("hosts: a", "launch.hosts = 'a', allowed: a list"),
         ("transport: rdma", "launch.transport = 'rdma', allowed: auto, nccl, gloo, mpi or shm"),
         ("interface: eth 0", "launch.interface = 'eth 0', allowed: the name of an interface, or \"\" to find it"),
-        ("host: [a]", "launch.host: unknown key, allowed: hosts, transport, interface"),
+        ("host: [a]", "launch.host: unknown key, allowed: hosts, transport, interface, ulysses_size"),
     ],
 )
 def test_what_is_wrong_with_launch_is_one_sentence(text: str, fault: str, tmp_path: Path) -> None:
