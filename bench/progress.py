@@ -18,6 +18,8 @@ class Steps:
         self._title, self._total, self._bar = title, total, bar
         self._task = bar.add_task(title, total=total, detail="") if bar else None
         self._done, self._start = 0, time.monotonic()
+        if not bar:
+            print(f"{title} 0/{total}", file=sys.stderr, flush=True)
 
     def step(self, detail: str) -> None:
         """One more is done; `detail` says which, and how it ended."""
