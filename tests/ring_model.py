@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -35,21 +36,23 @@ def main() -> int:
     """Exit 0, or 2 where there can be no hosts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the JSON to write")
-    parser.add_argument("--rates", nargs="+", default=RATES, help=f"as tc writes them; default {' '.join(RATES)}")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default {ROUNDS}")
+    parser.add_argument(
+        "--rates", nargs="+", type=shaped, default=RATES, help=f"as tc writes them; default {' '.join(RATES)}"
+    )
+    parser.add_argument("--rounds", type=count, default=ROUNDS, help=f"default {ROUNDS}")
     asked = parser.parse_args()
-    if reason := hosts.why_not():
-        print(f"tests.ring_model: {reason}; run as root", file=sys.stderr)
+    identity = machine.identity(grid.load(Path("params.yaml")))
+    if reason := other_machine(asked.out.resolve(), identity) or hosts.why_not():
+        print(f"tests.ring_model: {reason}", file=sys.stderr)
         return 2
     state, links = machine.state(), {}
     for rate in asked.rates:
         print(f"{rate}: two hosts, {asked.rounds} rounds", file=sys.stderr, flush=True)
         links[rate] = over(rate, asked.rounds)
-    identity = machine.identity(grid.load(Path("params.yaml"))) | {"threads": 1}
     found = {
         "schema_version": 1,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine.in_words(identity),
+        "machine": machine.in_words(identity | {"threads": 1}),
         "state": {"before": state, "after": machine.state()},
         "workloads": [w.as_dict() for w in WORKLOADS],
         "links": links,
@@ -59,6 +62,29 @@ def main() -> int:
     print(model_tables.model(found))
     print(model_tables.crossover(found))
     return 0
+
+
+def other_machine(out: Path, identity: dict[str, Any]) -> str | None:
+    """Why the folder of a named machine takes no figures from here."""
+    try:
+        machine.refuse_other_machine(out.parent.name, identity, out.with_name("machine.json"))
+    except machine.OtherMachine as error:
+        return str(error)
+    return None
+
+
+def count(text: str) -> int:
+    """Of rounds."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text}, allowed: a whole number above 0")
+    return int(text)
+
+
+def shaped(text: str) -> str:
+    """A rate of a link."""
+    if not re.fullmatch(r"[1-9]\d*[kmg]bit", text):
+        raise argparse.ArgumentTypeError(f"{text}, allowed: a whole number and kbit, mbit or gbit")
+    return text
 
 
 def over(rate: str, rounds: int) -> dict[str, Any]:

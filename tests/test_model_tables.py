@@ -1,9 +1,13 @@
 """The model of rings against rings: what is compared, the tables, and the measurement on two ranks."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import hosts
 import pytest
 from conftest import ROOT
 
@@ -137,3 +141,55 @@ def test_here_calibrates_every_size_of_both_masks(monkeypatch: pytest.MonkeyPatc
     assert [set(found[name]) for name in ("block_tflops", "causal_tflops")] == [{16, 32}, {16, 32}]
     assert found["copy_s_per_byte"] > 0
     assert found["merge_s_per_byte"] > 0
+
+
+def script(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.ring_model", *words]
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+def test_where_no_hosts_can_be_made_the_script_says_so_in_a_sentence(tmp_path: Path) -> None:
+    done = script("--out", str(tmp_path / "found.json"), PATH="")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("tests.ring_model: needs unshare and ip and tc and mount: install util-linux and iproute2\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_named_machines_folder_takes_no_figures_from_another(tmp_path: Path) -> None:
+    (tmp_path / "laptop").mkdir()
+    (tmp_path / "laptop/machine.json").write_text('{"cpu_model": "another"}', encoding="utf-8")
+    done = script("--out", str(tmp_path / "laptop/found.json"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cpu_model 'another' there" in done.stderr
+    assert len(list((tmp_path / "laptop").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rounds", "0"], "argument --rounds: 0, allowed: a whole number above 0"),
+        (["--rates", "fast"], "argument --rates: fast, allowed: a whole number and kbit, mbit or gbit"),
+    ],
+)
+def test_what_the_script_cannot_do_is_one_sentence(words: list[str], said: str, tmp_path: Path) -> None:
+    done = script("--out", str(tmp_path / "found.json"), *words)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(said)
+
+
+@pytest.mark.slow
+@pytest.mark.hosts
+def test_the_script_measures_over_hosts_and_keeps_every_sample(tmp_path: Path) -> None:
+    if reason := hosts.why_not():
+        pytest.skip(reason)
+    out = tmp_path / "found.json"
+    done = script("--out", str(out), "--rates", "1gbit", "--rounds", "2")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert list(found["links"]) == ["1gbit"]
+    assert (found["links"]["1gbit"]["hosts"], found["links"]["1gbit"]["transport"]) == (["h0", "h1"], "gloo")
+    assert len(found["cells"]) == 4 * len(found["workloads"])
+    assert {len(one) for ranks in found["links"]["1gbit"]["ms"].values() for one in ranks} == {2}
+    assert done.stdout == model_tables.model(found) + "\n" + model_tables.crossover(found) + "\n"
