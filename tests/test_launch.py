@@ -342,14 +342,15 @@ def test_a_warden_removes_what_a_killed_rank_leaves_and_says_so(rank: Any, tmp_p
 
 
 def orphans() -> list[str]:
-    """Ranks and wardens, wherever they came from, whose folder is gone: nobody waits for them any more."""
+    """Ranks and wardens of this tree, wherever they came from, whose folder is gone: nobody waits for them any more."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            here = (process / "cwd").resolve() == ROOT.resolve()
         except OSError:
             continue
-        if "bench.ring_worker" in words and not Path(words[words.index("bench.ring_worker") + 1]).exists():
+        if here and "bench.ring_worker" in words and not Path(words[words.index("bench.ring_worker") + 1]).exists():
             found.append(f"{process.name} {' '.join(words)}")
     return found
 
