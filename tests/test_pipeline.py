@@ -283,7 +283,9 @@ def test_the_gate_fails_on_a_wrong_row_and_passes_without_one(faulty: tuple[Repo
 
 
 def _changed(repo: Repo) -> set[str]:
-    return set(json.loads(repo.run("dvc", "status", "--json").stdout.splitlines()[-1]))
+    """Stages of dvc.yaml; `dvc status` tells of the kernels' build, which nothing here has run, too."""
+    found = json.loads(repo.run("dvc", "status", "--json").stdout.splitlines()[-1])
+    return {stage for stage in found if not stage.startswith("build/")}
 
 
 def _assert_one_screen(text: str) -> None:
