@@ -365,7 +365,7 @@ def test_what_a_row_has_started_ends_with_its_rank(then: str, tmp_path: Path) ->
     assert found.get("status") == ("ok" if then == "None" else "timeout"), found
     started = [int(one.stem) for one in tmp_path.glob("*.pid")]
     assert started
-    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), 5)
+    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), 30)
 
 
 @pytest.mark.mpi
