@@ -108,7 +108,7 @@ def plot(records: list[Record], path: Path, title: str) -> bool:
         left = [start + share for start, share in zip(left, shares, strict=True)]
     axis.axvline(100, color="grey", linestyle="--")
     axis.invert_yaxis()
-    axis.set(title=title, xlabel="share of the ring's time (%); a negative term is taken off the one before it")
+    axis.set(title=title, xlabel="share of the ring's time (%)\na negative term is taken off the one before it")
     figure.legend(loc="outside lower center", ncols=5, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
