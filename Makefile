@@ -22,7 +22,7 @@ build: $(VENV)/.runtime ## compile our GPU kernels ahead of time and judge what 
 	$(RUN) dvc repro build/dvc.yaml
 	@$(RUN) python -m bench build
 
-test: $(VENV)/.dev ## the tests (about 15 minutes on 2 cores)
+test: $(VENV)/.dev ## the tests (about 20 minutes on 2 cores)
 	$(RUN) python -m pytest -m "not slow"
 
 test-all: $(VENV)/.dev ## the long tests too
