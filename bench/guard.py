@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_REAP_S = 1.0  # what is killed ends in milliseconds, unless the kernel holds it
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -50,13 +51,21 @@ def descendants(pid: int) -> set[int]:
 
 
 def kill(pids: set[int]) -> None:
-    """End processes, and take the exit status of those that are our children."""
+    """End processes, and wait for those that are our children: not every init takes the exit status of strangers."""
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
-    for pid in pids:
-        with suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
+    end, left = time.monotonic() + _REAP_S, pids
+    while (left := {pid for pid in left if not _reaped(pid)}) and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+def _reaped(pid: int) -> bool:
+    """Gone, or not ours to wait for."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
 
 
 def die_with_dvc(poll_s: float = 0.5) -> None:
