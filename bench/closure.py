@@ -30,6 +30,11 @@ def fingerprint(*paths: Path, packages: dict[str, str] | None = None, root: Path
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
+def alone(*paths: Path) -> str:
+    """A hash of these files and of nothing that they import."""
+    return hashlib.sha256("\n".join(f"{path.name} {_digest(path)}" for path in paths).encode()).hexdigest()[:16]
+
+
 def third_party(*paths: Path) -> list[str]:
     """Top-level names of the packages, neither ours nor Python's own, that these files import, transitively."""
     trees = [(_parse(path), path) for path in _closure(paths, ROOT)]

@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any
 
 from attn.contract import Workload
-from attn.registry import IMPL_DIR
 from bench import closure, guard, rivals, worktrees
 from bench.duel import Duel, Outcome, decided, looks_within, solve
 from bench.duel_pairs import Failed, Pair, Server, Slices, in_slices
@@ -29,7 +28,7 @@ from bench.selftest_records import Condition, Fought, Header, Told, Writer, now,
 
 HEAD = "HEAD"
 _BUSY = "while True: sum(range(100_000))"
-_CODE = ("duel.py", "duel_server.py", "duel_side.py")
+_CODE = ("duel.py", "duel_pairs.py", "duel_server.py", "duel_side.py", "stats.py")  # what takes slices and decides
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,12 @@ SMALL = (
 
 
 def header(identity: dict[str, Any]) -> Header:
-    """What a record of this machine and this code begins with."""
-    files = [closure.ROOT / "bench" / name for name in _CODE]
-    files += [IMPL_DIR / f"{name}.py" for name in sorted({one.implementation for one in SMALL})]
-    return Header(machine=identity, code=closure.fingerprint(*files), rivals=rivals.versions())
+    """What a record of this machine and this code begins with.
+
+    Of the code, what a duel's truth hangs on, and not all that it imports: a self-test takes hours, over days of work.
+    """
+    code = closure.alone(*(closure.ROOT / "bench" / name for name in _CODE))
+    return Header(machine=identity, code=code, rivals=rivals.versions())
 
 
 def outstanding(fought: Sequence[Fought], conditions: Sequence[Condition], duels: int) -> list[tuple[Condition, int]]:

@@ -32,7 +32,7 @@ class _Frozen(BaseModel):
 
 
 class Header(_Frozen):
-    """The first line: where the duels are fought, and by which code (`code`: a hash of the duel's and the rows')."""
+    """The first line: where the duels are fought, and by which code (`code`: a hash of the duel's)."""
 
     schema_version: Literal[1] = 1
     machine: dict[str, Any]

@@ -1,12 +1,13 @@
 """The self-test of the duel: its record, its sums, the rules of others; on made samples whose truth is known."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from bench import docs, rates, rivals, selftest, selftest_records, selftest_tables
+from bench import closure, docs, rates, rivals, selftest, selftest_records, selftest_tables
 from bench.__main__ import main
 from bench.duel_pairs import in_slices
 from bench.selftest_records import CannotRecord, Condition, Fought, Header, Told, opened, read
@@ -253,9 +254,14 @@ def test_what_is_recorded_is_printed_without_a_duel(tmp_path, monkeypatch, capsy
     assert "not a self-test's" in capsys.readouterr().err
 
 
-def test_the_code_of_a_record_is_the_duels_and_the_rows(monkeypatch):
+@pytest.mark.parametrize("name", ["duel.py", "duel_pairs.py", "duel_side.py", "stats.py"])
+def test_the_code_of_a_record_is_what_takes_slices_and_decides(name, monkeypatch, tmp_path):
     found = selftest.header(MACHINE)
     assert found.machine == MACHINE
-    monkeypatch.setattr(selftest, "SMALL", selftest.SMALL[:1])
+    shutil.copytree(ROOT / "bench", tmp_path / "bench")
+    monkeypatch.setattr(closure, "ROOT", tmp_path)
+    assert selftest.header(MACHINE) == found
+    with (tmp_path / "bench" / name).open("a") as file:
+        file.write("MORE = 1\n")
+    closure._digest.cache_clear()
     assert selftest.header(MACHINE).code != found.code
-    assert (ROOT / "bench" / "duel.py").exists()
