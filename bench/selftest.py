@@ -179,7 +179,7 @@ class _Silent(Steps):
     """Progress is told a duel, not a pair."""
 
     def __init__(self) -> None:
-        super().__init__("", 0, None)
+        """Without the line that others begin with."""
 
     def step(self, detail: str) -> None:
         """Nothing is said."""
