@@ -24,6 +24,7 @@ examples:
   python -m bench duel main                     is the work tree slower than main? exit 1 when it is
   python -m bench selftest aa                   how often does duel cry wolf on this machine?
   python -m bench table seed                    the seed table, from what is recorded
+  python -m bench table overhead                where the time of a measurement went
   python -m bench diff main                     what is slower than what main has recorded
   python -m bench publish my-laptop             keep what was measured here under a name
   python -m bench prune                         remove what removed rows left behind
@@ -83,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     for sub in (listed, checked, ran, compared, projected):
         sub.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
     shown = add("table", commands.table, "print a table from what is recorded", "table seed")
-    shown.add_argument("grid", nargs="?", help="a grid of params.yaml; all of them when left out")
+    shown.add_argument("grid", nargs="?", help="a grid of params.yaml, `spread` or `overhead`; all grids when left out")
     shown.add_argument("--details", action="store_true", help="all columns, for the seed grid too")
     published = add("publish", commands.publish, "copy the records of `local` under a name", "publish my-laptop")
     published.add_argument("name", help="letters, digits, _ and -")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bench.grid import Params
 
 MOST_CELLS = 1000
+TABLES = ("spread", "overhead")  # of all grids: `python -m bench table`
 
 _ALLOWED = {
     "invalid_key": "keys that are words",
@@ -89,6 +90,7 @@ def disagreements(params: Params) -> list[str]:
             if sum(name in params.family(f).implementations for f in KINDS) > 1
         ),
         *([] if rows_at_fault else _reference_faults(params)),
+        *(f"grids.{name}: a table has that name, allowed: another" for name in params.grids if name in TABLES),
         *(fault for name in params.grids for fault in _grid_faults(params, name, known)),
         *(
             ["protocol.min_samples must be at most protocol.samples"]
