@@ -101,7 +101,7 @@ def peak_tflops(ceiling: dict[str, Any], dtype: str) -> float:
     return float(max(rates[dtype]["tflops"], rates["float32"]["tflops"]))
 
 
-def interval(figure: Figure | None, digits: int = 3) -> str:
+def interval(figure: Figure | stats.Estimate | None, digits: int = 3) -> str:
     """`1.23 [1.20, 1.31]`."""
     if figure is None:
         return "-"

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 from itertools import product
 from pathlib import Path
 
@@ -52,13 +53,78 @@ def test_a_first_repro_runs_every_stage_and_writes_every_result(finished: Finish
         "plots.json",
     ]
     names += [f"tables/{table}.txt" for table in ("core-seed", "core-scaling", "module-seed", "ring-seed")]
-    names += ["tables/core-scaling.png", "tables/ring-seed-loss.png", "tables/checks.txt"]
+    names += [
+        "tables/core-scaling.png",
+        "tables/ring-seed-loss.png",
+        "tables/checks.txt",
+        "tables/spread.txt",
+        "tables/overhead.txt",
+    ]
     names += [f"check/{name}{end}" for _, name, _ in ROWS for end in (".json", ".verdict.json")]
     names += [f"bench/{name}-{g}.json" for _, name, g in ROWS]
     assert set(finished.repo.hashes("results/local")) == {f"results/local/{name}" for name in names}
     for _, name, g in ROWS:
         records = json.loads(finished.repo.read(f"results/local/bench/{name}-{g}.json"))
         assert [record["status"] for record in records] == ["ok", "ok"], name
+
+
+COUNTS_TORCH = """\
+import os, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            with open(os.environ["TORCH_IMPORTS"], "a") as file:
+                file.write(f"{os.getpid()}\\n")
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        ("stages.bench", "core", "local", "improved", "scaling"),
+        ("stages.check", "local", "improved"),
+        ("stages.oracle", "core", "scaling"),
+        ("stages.ceiling", "local"),
+    ],
+    ids=lambda stage: stage[0],
+)
+def test_a_stage_imports_torch_once_however_many_workers_it_has(
+    tiny: Repo, tmp_path: Path, stage: tuple[str, ...]
+) -> None:
+    log = tmp_path / "imports"
+    (tmp_path / "sitecustomize.py").write_text(COUNTS_TORCH, encoding="utf-8")
+    done = tiny.run(sys.executable, "-m", *stage, PYTHONPATH=str(tmp_path), TORCH_IMPORTS=str(log))
+    assert done.returncode == 0, done.stdout
+    assert len(log.read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_the_times_of_a_stages_cells_add_up_to_its_wall_time(tiny: Repo) -> None:
+    start = time.monotonic()
+    done = tiny.run(sys.executable, "-m", "stages.bench", "core", "local", "improved", "scaling")
+    most = time.monotonic() - start
+    assert done.returncode == 0, done.stdout
+    cells = json.loads(tiny.read("results/local/bench/improved-scaling.json"))
+    told = sum(sum(cell["spent_s"].values()) for cell in cells)
+    of_workers = [process["spent_s"] for cell in cells for process in cell["processes"]]
+    assert len(of_workers) == 2
+    assert 0 < sum(sum(one.values()) for one in of_workers) < told < most
+    for one in of_workers:
+        assert {"calls", "warm_up", "judging", "memory", "truth", "start", "sampling"} <= one.keys()
+        assert min(one.values()) > -1e-3
+
+
+def test_where_the_time_went_is_a_table_with_what_dvc_ran(tiny: Repo, finished: Finished) -> None:
+    ran = [json.loads(line) for line in tiny.read(".dvc/tmp/attn-bench-stages.jsonl").splitlines()]
+    assert [one["name"] for one in ran] == finished.first.stages
+    assert len({one["dvc"] for one in ran}) == 1
+    assert all(one["began"] < one["ended"] for one in ran)
+    shown = tiny.bench("table", "overhead").stdout
+    assert len(re.findall(r"^bench .* (?:seed|scaling) ", shown, re.M)) == len(ROWS)
+    assert re.search(rf"DVC itself between the {len(ran)} stages", shown), shown
+    assert "not recorded" not in shown
 
 
 def test_a_second_repro_runs_only_probe_and_changes_no_file(tiny: Repo) -> None:
