@@ -9,7 +9,17 @@ from functools import partial
 from typing import NoReturn
 
 try:
-    from bench import build_command, commands, duel_command, grid, kept, project_command, prune, selftest_command
+    from bench import (
+        build_command,
+        commands,
+        duel_command,
+        grid,
+        kept,
+        project_command,
+        prune,
+        remeasure,
+        selftest_command,
+    )
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] in ("attn", "bench"):
         raise
@@ -24,6 +34,8 @@ examples:
   python -m bench duel main                     is the work tree slower than main? exit 1 when it is
   python -m bench selftest aa                   how often does duel cry wolf on this machine?
   python -m bench table seed                    the seed table, from what is recorded
+  python -m bench remeasure seed                do relative times come out again on this machine?
+  python -m bench table overhead                where the time of a measurement went
   python -m bench diff main                     what is slower than what main has recorded
   python -m bench publish my-laptop             keep what was measured here under a name
   python -m bench prune                         remove what removed rows left behind
@@ -50,6 +62,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(self.bad_input, f"{self.prog}: error: {message}\n")
 
 
+_Add = Callable[..., _Parser]
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = _Parser(
@@ -67,6 +82,15 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, parser=sub)
         return sub
 
+    as_json = [*_of_rows(add), *_between_revisions(add), *_of_records(add)]
+    _of_kernels_and_docs(add)
+    for sub in as_json:
+        sub.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
+    return top
+
+
+def _of_rows(add: _Add) -> list[_Parser]:
+    """What there is, judged and measured. Those that can answer in JSON, here and below."""
     add("validate", commands.validate, "check params.yaml and all that it names", "validate")
     listed = add("list", commands.list_, "implementations, and why one cannot run here", "list")
     checked = add("check", commands.check, "judge one implementation on all cases", "check improved --json")
@@ -76,37 +100,47 @@ def parser() -> argparse.ArgumentParser:
     ran = add("run", commands.run, "check and measure one implementation without DVC", "run improved --grid seed")
     ran.add_argument("implementation", help="a row's name")
     ran.add_argument("--grid", required=True, help="a grid of params.yaml")
-    compared, tested = _between_revisions(add)
+    told = "measure a grid twice: do its relative times come out again?"
+    again = add("remeasure", remeasure.run, told, "remeasure seed", remeasure.HELP)
+    again.add_argument("grid", nargs="?", default="seed", help="a grid of params.yaml; seed when left out")
+    return [listed, checked, ran, again]
+
+
+def _of_records(add: _Add) -> list[_Parser]:
+    """What is recorded: shown, kept, cleared, let pass."""
     example = "project --nodes 64 --per-node 8 --link 50e9 --seq-len 1000000 --tflops 400"
     projected = add("project", project_command.run, "a model of rings on a cluster", example, project_command.HELP)
     project_command.arguments(projected)
-    for sub in (listed, checked, ran, compared, projected):
-        sub.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
     shown = add("table", commands.table, "print a table from what is recorded", "table seed")
-    shown.add_argument("grid", nargs="?", help="a grid of params.yaml; all of them when left out")
+    shown.add_argument("grid", nargs="?", help="a grid of params.yaml, `spread` or `overhead`; all grids when left out")
     shown.add_argument("--details", action="store_true", help="all columns, for the seed grid too")
     published = add("publish", commands.publish, "copy the records of `local` under a name", "publish my-laptop")
     published.add_argument("name", help="letters, digits, _ and -")
     published.add_argument("--replace", action="store_true", help="overwrite what has that name")
-    pruned = add(
-        "prune", prune.prune, "remove what rows and grids that left params.yaml left behind", "prune --dry-run"
-    )
+    told = "remove what rows and grids that left params.yaml left behind"
+    pruned = add("prune", prune.prune, told, "prune --dry-run")
     pruned.add_argument("--dry-run", action="store_true", help="remove nothing, only say what")
     gated = add("gate", commands.gate, "exit 1 where a row is incorrect, crashed or timed out", "gate")
-    built = add(
-        "build", build_command.build, "exit 1 where the build has nothing to choose; its table", "build --table"
-    )
-    what = built.add_mutually_exclusive_group()
+    for sub in (shown, pruned, gated):
+        _of_machine(sub)
+    return [projected]
+
+
+def _of_kernels_and_docs(add: _Add) -> None:
+    """What is made ahead of time: kernels, and the generated parts of the docs."""
+    told = "exit 1 where the build has nothing to choose; its table"
+    what = add("build", build_command.build, told, "build --table").add_mutually_exclusive_group()
     what.add_argument("--table", action="store_true", help="what the compiler says of every configuration")
     what.add_argument("--keep", action="store_true", help="write the list that kernels choose from")
     written = add("docs", commands.docs, "fill in the generated parts of README.md and docs/", "docs --check")
     written.add_argument("--check", action="store_true", help="change nothing; exit 1 where a file is out of date")
-    for sub in (shown, pruned, gated, compared, tested):
-        sub.add_argument("--machine", help="a folder of results/; the one of params.yaml when left out")
-    return top
 
 
-def _between_revisions(add: Callable[..., _Parser]) -> tuple[_Parser, _Parser]:
+def _of_machine(sub: _Parser) -> None:
+    sub.add_argument("--machine", help="a folder of results/; the one of params.yaml when left out")
+
+
+def _between_revisions(add: _Add) -> list[_Parser]:
     """What tells two revisions apart, and how well: `diff`, `duel`, `selftest`. Of the first two, 2 is an answer."""
     told = "compare the recorded results of two revisions"
     compared = add("diff", commands.diff, told, "diff main --json", _DIFF, bad_input=3)
@@ -117,7 +151,9 @@ def _between_revisions(add: Callable[..., _Parser]) -> tuple[_Parser, _Parser]:
     told = "this machine's own false-alarm rate and power"
     tested = add("selftest", selftest_command.selftest, told, "selftest aa --duels 20", selftest_command.HELP)
     selftest_command.arguments(tested)
-    return compared, tested
+    for sub in (compared, tested):
+        _of_machine(sub)
+    return [compared]
 
 
 def main(arguments: list[str] | None = None) -> int:

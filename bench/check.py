@@ -23,11 +23,16 @@ from bench.cases import Case
 from bench.jobs import CheckJob
 from bench.judge import Verdict, anywhere, judge, judge_call
 from bench.solved import Solved, Tensors
+from bench.spent import Spent
 from bench.team import Solo, Team
 
 
 def check(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
-    """Judge every case; `cases` has one entry each, with `status` ok, incorrect, unsupported or not_measured."""
+    """Judge every case; `cases` has one entry each, with `status` ok, incorrect, unsupported or not_measured.
+
+    `spent_s`: reading (or solving) truths, and judging, which is all else.
+    """
+    spent = Spent()
     job, team = CheckJob(**fields), team or Solo()
     torch.set_num_threads(job.threads)
     implementation = registry.read(Path(job.implementation))
@@ -36,13 +41,16 @@ def check(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
     asked = (Workload.from_dict(fields) for fields in job.workloads)
     chosen += [Case(w, world_size=job.world_size) for w in asked if not implementation.why_not(w, job.device)]
     found = []
-    for case in chosen:
-        found.append(_named(implementation, case, job, team))
-        _tell(job, team, found[-1])
-    return {"status": "ok", "cases": found}
+    with spent.during("judging"):
+        for case in chosen:
+            found.append(_named(implementation, case, job, team, spent))
+            _tell(job, team, found[-1])
+    return {"status": "ok", "cases": found, "spent_s": spent.seconds()}
 
 
-def _named(implementation: registry.Implementation, case: Case, job: CheckJob, team: Team) -> dict[str, Any]:
+def _named(
+    implementation: registry.Implementation, case: Case, job: CheckJob, team: Team, spent: Spent
+) -> dict[str, Any]:
     """A case; what it raises says which one it was."""
     print(f"case {case.name}", file=sys.stderr, flush=True)  # the last line of a crash
     w = case.workload
@@ -52,7 +60,8 @@ def _named(implementation: registry.Implementation, case: Case, job: CheckJob, t
         return {**found, "status": "not_measured", "reason": job.no_real}
     try:
         kept = Path(job.truths) if job.truths else None
-        problem = cases.solve(case, implementation.kind, job.seed, kept, Path(job.real))
+        with spent.during("truth"):
+            problem = cases.solve(case, implementation.kind, job.seed, kept, Path(job.real))
         return {**found, **_judged(implementation, case, problem, job.device, team)}
     except Unsupported as error:
         return {**found, "status": "unsupported", "reason": str(error)}

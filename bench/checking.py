@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +18,60 @@ from bench import launch, machine, placement, truths, worker
 from bench.grid import Params
 from bench.jobs import CHECKED_WORLD_SIZES, CheckJob
 from bench.progress import steps
+from bench.spent import Spent, total
 
 _DEADLINE_FACTOR = 3  # all cases of an implementation, against one cell of a table
 _SHOWN = 3
 
 
 def check(
-    path: Path, params: Params, identity: dict[str, Any], workloads: Sequence[Workload] = (), only: str = ""
+    path: Path,
+    params: Params,
+    identity: dict[str, Any],
+    workloads: Sequence[Workload] = (),
+    only: str = "",
+    spent: Spent | None = None,
 ) -> dict[str, Any]:
     """Judge an implementation file, also one outside the repository; `workloads` are judged besides its cases.
 
-    only: a regular expression that the names of cases match.
+    only: a regular expression that the names of cases match. spent: the clock of whoever asks, if what it did before
+    belongs to this too.
 
     Returns `status`, `reason` (with the case and the error), `summary`, `cases` (where a worker fell, those until
-    then, the last with the status of the whole), and `no_ranks`, why numbers of ranks cannot be had here.
+    then, the last with the status of the whole), `no_ranks`, why numbers of ranks cannot be had here, and `spent_s`,
+    seconds by phase (bench.spent).
 
     Raises:
         Damaged: kept cases or real inputs are not what was written.
     """
-    implementation = registry.read(path)
+    spent, of_workers = spent or Spent(), list[dict[str, float]]()
+    report = _checked(registry.read(path), params, identity, workloads, only, spent, of_workers)
+    return {**report, "spent_s": total([spent.seconds(), *of_workers])}
+
+
+def _checked(
+    implementation: registry.Implementation,
+    params: Params,
+    identity: dict[str, Any],
+    workloads: Sequence[Workload],
+    only: str,
+    spent: Spent,
+    of_workers: list[dict[str, float]],
+) -> dict[str, Any]:
     refused = implementation.fault
     if not refused and identity["device"] not in implementation.devices:
         refused = f"device {identity['device']} is not among {', '.join(implementation.devices)}"
     if refused:
         return _report(implementation, {"status": "unsupported", "reason": refused})
-    job = _job(implementation, params, identity, workloads, only)
+    with spent.during("truth"):
+        job = _job(implementation, params, identity, workloads, only)
     sizes = CHECKED_WORLD_SIZES if implementation.kind == "ring" else (1,)
     found: list[dict[str, Any]] = []
     no_ranks: dict[str, str] = {}
     with steps(f"check {implementation.name}", len(sizes)) as progress:
         for world_size in sizes:
-            result = _run(job, implementation.kind, params, identity, world_size)
+            result = spent.of_worker(partial(_run, job, implementation.kind, params, identity, world_size))
+            of_workers.append(result["spent_s"])
             found += result.get("cases", [])
             progress.step(_outcome(result))
             if result["status"] == "unsupported":

@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from attn import registry
 from attn.registry import Implementation
-from bench import check_tables, machine, mend, tables
+from bench import check_tables, faults, machine, mend, tables
 from bench import docs as generated
 from bench import grid as grids
 from bench.grid import Params
@@ -112,8 +112,8 @@ def table(params: Params, asked: Namespace) -> int:
     """Exit 2 where nothing is recorded."""
     from bench import report
 
-    if asked.grid is not None:
-        _grid(params, asked.grid)
+    if asked.grid not in (None, *faults.TABLES):
+        _grid(params, asked.grid, faults.TABLES)
     with _readable():
         print(report.table(params, _results(params, asked), asked.grid, details=asked.details), end="")
     return 0
@@ -222,9 +222,9 @@ def _implementation(asked: str) -> Implementation:
     return known[asked]
 
 
-def _grid(params: Params, name: str) -> grids.Grid:
+def _grid(params: Params, name: str, besides: Iterable[str] = ()) -> grids.Grid:
     if name not in params.grids:
-        raise BadInput(f"no grid {name}, allowed: {', '.join(params.grids)}")
+        raise BadInput(f"no grid {name}, allowed: {', '.join([*params.grids, *besides])}")
     return params.grids[name]
 
 

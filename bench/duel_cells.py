@@ -54,7 +54,8 @@ def choose(
         wanted = [cell for cell in every if cell.implementation in changed]
         chosen.rows |= {name: "the same code on both sides" for _, name in rows if name not in changed}
     else:
-        wanted = [cell for cell in every if cell.family == "core" and cell.grid == params.families.core.grids[0]]
+        first = next(iter(params.families.core.grids))
+        wanted = [cell for cell in every if cell.family == "core" and cell.grid == first]
     _sort_out(chosen, wanted, params, identity, both, clock)
     return chosen
 

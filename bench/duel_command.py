@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tabulate import tabulate
 
-from bench import machine
+from bench import machine, noise
 from bench.commands import BadInput
 from bench.grid import Params
 
@@ -73,6 +73,9 @@ def duel(params: Params, asked: Namespace) -> int:
             chosen = duel_cells.choose(params, identity, both, asked.cells, asked.clock)
             if asked.cells is not None and not (chosen.cells or chosen.skipped or chosen.broken):
                 raise BadInput(f"--cells {asked.cells}: no cell of params.yaml matches")
+            state = machine.state() | noise.before()
+            if chosen.cells:
+                noise.warn(state)
             outcomes = duels.run(params, identity, both, chosen, budget_s=asked.budget, clock=asked.clock)
             left_out = chosen.rows | chosen.skipped
             outcomes += [duels.Outcome(name, "skipped", reason) for name, reason in left_out.items()]
@@ -80,7 +83,7 @@ def duel(params: Params, asked: Namespace) -> int:
         raise BadInput(f"could not compare: {error}") from None
     code, sentence = conclusion(outcomes, both, chosen)
     if asked.json:
-        document = _document(identity, both, outcomes, sentence)
+        document = _document(identity, both, outcomes, sentence) | {"state": state}
         print(json.dumps({**document, "clock": asked.clock, "exit_code": code}, indent=1, allow_nan=False))
     else:
         print("\n".join([*_lines(outcomes), sentence]))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bench.grid import Params
 
 MOST_CELLS = 1000
+TABLES = ("spread", "overhead")  # of all grids: `python -m bench table`
 
 _ALLOWED = {
     "invalid_key": "keys that are words",
@@ -52,14 +53,25 @@ def in_words(error: Any, model: type[BaseModel]) -> str:
         return f"{where} is missing"
     if kind == "extra_forbidden":
         return f"{where}: unknown key, allowed: {', '.join(_siblings(model, error['loc']))}"
+    if kind in ("string_pattern_mismatch", "string_too_long") and "exclude" in error["loc"][:-2]:
+        return f"{where}: a reason, allowed: words of letters, digits, comma, colon, _ and -, 24 characters at most"
+    return f"{where} = {value!r}, allowed: {_allowed(error, where)}"
+
+
+def _allowed(error: Any, where: str) -> str:
+    kind, context = error["type"], error.get("ctx", {})
     if kind == "less_than_equal":
-        return f"{where} = {value!r}, allowed: at most {error['ctx']['le']}"
-    if kind == "string_pattern_mismatch" and where.endswith(".reason"):
-        return f"{where} = {value!r}, allowed: one line of words"
+        return f"at most {context['le']}"
+    if _is_choice(error["loc"]) and kind in ("dict_type", "literal_error"):
+        return "true; or no such line" if kind == "literal_error" else "a mapping, `NAME: true` each"
     if kind == "string_pattern_mismatch" and where.startswith("launch."):
-        return f"{where} = {value!r}, allowed: {_NAMES_OF_LAUNCH[error['loc'][1]]}"
-    allowed = _ALLOWED.get(kind) or error.get("ctx", {}).get("expected", error["msg"]).replace("'", "")
-    return f"{where} = {value!r}, allowed: {allowed}"
+        return _NAMES_OF_LAUNCH[error["loc"][1]]
+    return str(_ALLOWED.get(kind) or context.get("expected", error["msg"]).replace("'", ""))
+
+
+def _is_choice(loc: tuple[Any, ...]) -> bool:
+    """Whether a location is one of the sets of names, or an entry of it."""
+    return loc[0] == "families" or "rows" in loc[:-1] or loc[-1] == "rows"
 
 
 def _siblings(model: Any, loc: tuple[Any, ...]) -> list[str]:
@@ -79,7 +91,7 @@ def disagreements(params: Params) -> list[str]:
     """How values that are right by themselves do not fit together, or with the files that they name."""
     known = registry.find()
     listed = params.implementations()
-    rows_at_fault = any(".implementations[" in fault for f in KINDS for fault in _family_faults(params, f, known))
+    rows_at_fault = any(".implementations." in fault for f in KINDS for fault in _family_faults(params, f, known))
     return [
         *_duplicates(params),
         *(fault for family in KINDS for fault in _family_faults(params, family, known)),
@@ -89,6 +101,7 @@ def disagreements(params: Params) -> list[str]:
             if sum(name in params.family(f).implementations for f in KINDS) > 1
         ),
         *([] if rows_at_fault else _reference_faults(params)),
+        *(f"grids.{name}: a table has that name, allowed: another" for name in params.grids if name in TABLES),
         *(fault for name in params.grids for fault in _grid_faults(params, name, known)),
         *(
             ["protocol.min_samples must be at most protocol.samples"]
@@ -100,12 +113,9 @@ def disagreements(params: Params) -> list[str]:
 
 def _duplicates(params: Params) -> list[str]:
     lists: dict[str, list[Any]] = {}
-    for family in KINDS:
-        for key, values in params.family(family).model_dump().items():
-            lists[f"families.{family}.{key}"] = values
     for name, grid in params.grids.items():
         for key, values in grid.model_dump(by_alias=True).items():
-            if isinstance(values, list) and key != "exclude":
+            if isinstance(values, list):
                 lists[f"grids.{name}.{key}"] = values
     lists["launch.hosts"] = params.launch.hosts
     return [
@@ -117,16 +127,15 @@ def _duplicates(params: Params) -> list[str]:
 
 def _family_faults(params: Params, family: str, known: dict[str, registry.Implementation]) -> list[str]:
     faults = []
-    for i, name in enumerate(params.family(family).implementations):
-        where = f"families.{family}.implementations[{i}] = {name}"
+    for name in params.family(family).implementations:
+        where = f"families.{family}.implementations.{name}"
         if name not in known:
             faults.append(f"{where}: no file attn/impl/{name}.py{_hint(name, list(known))}")
         elif not known[name].fault and known[name].kind != family:
             faults.append(f"{where}: its KIND is {known[name].kind}, allowed: {family}")
-    for i, name in enumerate(params.family(family).grids):
+    for name in params.family(family).grids:
         if name not in params.grids:
-            where = f"families.{family}.grids[{i}] = {name}"
-            faults.append(f"{where}: no such grid{_hint(name, list(params.grids))}")
+            faults.append(f"families.{family}.grids.{name}: no such grid{_hint(name, list(params.grids))}")
     return faults
 
 
@@ -189,8 +198,8 @@ def _cell_faults(params: Params, name: str) -> list[str]:
     if all(grid.why_excluded(w, device, row) for w in workloads for row in rows):
         return [f"grids.{name}.exclude: leaves no cell out of {len(workloads)}"]
     return [
-        f"grids.{name}.exclude[{i}] covers no cell of the grid"
-        for i, exclusion in enumerate(grid.exclude)
+        f"grids.{name}.exclude.{reason}: covers no cell of the grid"
+        for reason, exclusion in grid.exclude.items()
         if not any(exclusion.covers(w, exclusion.device or device, row) for w in workloads for row in rows)
     ]
 
@@ -203,7 +212,8 @@ def _hint(name: str, allowed: list[str]) -> str:
 def without(raw: Any, places: list[tuple[Any, ...]]) -> Any:
     """A copy that lacks what is at these places (of an exclusion, the whole)."""
     rest = copy.deepcopy(raw)
-    whole = [place[:4] if "exclude" in place else place for place in places]
+    keys = [place[:-1] if place[-1] == "[key]" else place for place in places]
+    whole = [place[:4] if "exclude" in place else place for place in keys]
     for *parents, last in reversed(list(dict.fromkeys(whole))):  # from the end: an index stays what it was
         found = rest
         for part in parents:

@@ -18,6 +18,7 @@ Family = Literal["core", "module", "ring"]
 FAMILIES: tuple[Family, ...] = ("core", "module", "ring")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 HOST = r"^[A-Za-z0-9][A-Za-z0-9.-]*$"
+REASON = r"^[A-Za-z0-9 ,:;()_-]*[A-Za-z0-9)]$"
 INTERFACE = r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,14})?$"
 
 Positive = Annotated[int, Field(strict=True, gt=0, le=1 << 24)]
@@ -44,14 +45,18 @@ Masks = Annotated[list[MaskKind], *_AXIS]
 Passes = Annotated[list[Pass], *_AXIS]
 
 
+# A set that DVC shows entry by entry: of a list, `dvc params diff` prints all of both sides in one line.
+Chosen = Annotated[dict[Name, Literal[True]], Field(min_length=1)]
+Reason = Annotated[str, Field(strict=True, pattern=REASON, max_length=24)]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 class Exclusion(_Strict):
-    """Cells that a grid leaves out, with the reason that stands in their place in the table."""
+    """Cells that a grid leaves out; rows: of these only."""
 
-    reason: Annotated[str, Field(pattern=r"^[^\n]*\S[^\n]*$")]
     device: Literal["cpu", "cuda"] | None = None
     dtype: Dtype | None = None
     mask: MaskKind | None = None
@@ -59,17 +64,17 @@ class Exclusion(_Strict):
     kv_seq_len: Positive | None = None
     n_heads: Positive | None = None
     head_dim: Positive | None = None
-    implementations: Annotated[list[Name], *_AXIS] | None = None
+    rows: Chosen | None = None
 
     def covers(self, workload: Workload, device: str, implementation: str) -> bool:
         """Whether every field that is given agrees."""
-        asked = self.model_dump(exclude={"reason", "device", "implementations"}, exclude_none=True)
+        asked = self.model_dump(exclude={"device", "rows"}, exclude_none=True)
         agrees = all(getattr(workload, field) == value for field, value in asked.items())
-        return agrees and self.device in (None, device) and implementation in (self.implementations or [implementation])
+        return agrees and self.device in (None, device) and implementation in (self.rows or [implementation])
 
 
 class Grid(_Strict):
-    """The product of its axes, less what it excludes."""
+    """The product of its axes, less what it excludes, by the reason that stands in its place in the table."""
 
     seq_len: Sizes
     kv_seq_len: Sizes | None = None
@@ -81,7 +86,7 @@ class Grid(_Strict):
     mask: Masks = ["full"]
     pass_: Passes = Field(default=["forward"], alias="pass")
     world_size: Sizes = [1]
-    exclude: list[Exclusion] = []
+    exclude: dict[Reason, Exclusion] = {}
 
     def workloads(self) -> list[Workload]:
         """Every shape of the grid, excluded ones too, in the order of its axes."""
@@ -96,14 +101,15 @@ class Grid(_Strict):
 
     def why_excluded(self, workload: Workload, device: str, implementation: str) -> str | None:
         """The reason of the first exclusion that covers a workload of a row."""
-        return next((e.reason for e in self.exclude if e.covers(workload, device, implementation)), None)
+        found = (reason for reason, one in self.exclude.items() if one.covers(workload, device, implementation))
+        return next(found, None)
 
 
 class FamilyParams(_Strict):
-    """Which implementations run on which grids."""
+    """Which implementations run on which grids, in their order."""
 
-    implementations: Annotated[list[Name], Field(min_length=1)]
-    grids: Annotated[list[Name], Field(min_length=1)]
+    implementations: Chosen
+    grids: Chosen
 
 
 class Families(_Strict):

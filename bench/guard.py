@@ -77,7 +77,7 @@ def die_with_dvc(poll_s: float = 0.5) -> None:
     if "DVC_STAGE" not in os.environ:
         return
     family = _ancestors()
-    if not any(b"dvc" in _command(pid) for pid in family):  # gone before we were there
+    if dvc() is None:  # gone before we were there
         sys.exit("the dvc that started this stage is gone (neither its parent nor the one before is called dvc)")
 
     def watch() -> None:
@@ -86,6 +86,11 @@ def die_with_dvc(poll_s: float = 0.5) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="die-with-dvc", daemon=True).start()
+
+
+def dvc() -> int | None:
+    """The process id of the dvc that runs this stage: its parent, or the one before where a shell stays between."""
+    return next((pid for pid in _ancestors() if b"dvc" in _command(pid)), None)
 
 
 def _command(pid: int) -> bytes:

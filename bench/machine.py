@@ -21,6 +21,7 @@ from bench.grid import InvalidParams, Params
 
 UNAVAILABLE = "unavailable"
 SCHEMA_VERSION = 1
+_BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 _HARDWARE = ("cpu_model", "cpu_count", "memory_gib", "gpu_model", "gpu_count", "gpu_memory_gib")
 
 
@@ -69,13 +70,40 @@ def packages() -> dict[str, str]:
 
 
 def state() -> dict[str, Any]:
-    """Load and clocks at this moment; goes into records, not into the identity."""
-    return {"load_1min": round(os.getloadavg()[0], 2), "cpu_mhz": _cpu_mhz(), "governor": _governor()}
+    """Load, clocks, and which processors are ours at this moment; goes into records, not into the identity.
+
+    cpus: those that this process may use, as `0-3,8`. pinned: whether there are others. binding: what the environment
+    asks of OpenMP; `none` where it does not.
+    """
+    return {
+        "load_1min": round(os.getloadavg()[0], 2),
+        "cpu_mhz": _cpu_mhz(),
+        "governor": _governor(),
+        "cpus": cpu_list(sorted(affinity())) or UNAVAILABLE,
+        "pinned": len(affinity()) < (os.cpu_count() or 1) if affinity() else UNAVAILABLE,
+        "binding": " ".join(f"{name}={os.environ[name]}" for name in _BINDING if name in os.environ) or "none",
+    }
+
+
+def affinity() -> set[int]:
+    """Processors that this process may use; none where the system does not tell."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+def cpu_list(cpus: list[int]) -> str:
+    """Ascending numbers as taskset takes them: `0-3,8`."""
+    runs: list[list[int]] = []
+    for cpu in cpus:
+        if runs and cpu == runs[-1][-1] + 1:
+            runs[-1].append(cpu)
+        else:
+            runs.append([cpu])
+    return ",".join(f"{run[0]}-{run[-1]}" if run[1:] else str(run[0]) for run in runs)
 
 
 def cpu_count() -> int:
     """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(affinity()) or os.cpu_count() or 1
 
 
 def threads_per_rank(threads: int, world_size: int) -> int:

@@ -15,48 +15,52 @@ from attn import registry
 from attn.contract import Unsupported, Workload
 from attn.ring import formulas
 from attn.ring.communicator import Sent
-from bench import breakdown, solved
+from bench import breakdown, machine, solved
 from bench.calls import CoreCall, RingCall, make
 from bench.device import Cpu, open_device
 from bench.jobs import Job
-from bench.judge import judge_call
-from bench.solved import Solved
+from bench.judge import Verdict, judge_call
+from bench.solved import Solved, Tensors
+from bench.spent import Spent
 from bench.team import Solo, Team
 from bench.timing import Throttled, sample_pairs
 from bench.watch import Watch, WrongResult
 
 MIB = 1 << 20
 _WIRE_CALLS = 3
+_MOST_CPUS = 1024  # that are told of
 
 
 def measure(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
-    """Run a job. Returns status `ok` with samples, or `incorrect` or `unsupported` with a reason.
+    """Run a job. Returns status `ok` with samples, or `incorrect` or `unsupported` with a reason; and `spent_s`.
 
     Anything else that goes wrong is raised: whoever isolates this process says what it means.
     """
-    job, team = Job(**fields), team or Solo()
+    spent = Spent()
+    found = _measured(Job(**fields), team or Solo(), spent)
+    return {**found, "spent_s": spent.seconds()}
+
+
+def _measured(job: Job, team: Team, spent: Spent) -> dict[str, Any]:
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.protocol["seed"] + job.process)
     device = open_device(job.device)
-    workload = Workload.from_dict(job.workload)
-    implementation = registry.read(Path(job.implementation))
-    first = solved.read(Path(job.oracle))
+    with spent.during("truth"):
+        first = solved.read(Path(job.oracle))
     try:
-        call = make(implementation, workload, first.inputs, job.device, team)
-        rss_before = _peak_rss()
-        with registry.third_party():
-            team.line_up()
-            first_call_ms = max(max(times) for times in team.gather([device.elapsed_ms(call, 1)]) or [[0.0]])
+        call, found = _first_call(job, first.inputs, device, team, spent)
     except Unsupported as error:
         return {"status": "unsupported", "reason": str(error)}
-    found: dict[str, Any] = {"first_call_ms": first_call_ms, "rss_growth_mib": (_peak_rss() - rss_before) / MIB}
-    before = judge_call(call, first, team)
+    with spent.during("judging"):
+        before = judge_call(call, first, team)
     found["before"] = asdict(before)
     if not before.right:
         return {"status": "incorrect", "reason": before.reason, **found}
     if job.process == 0:
-        found |= _memory(call, device, team)
-    yardstick = _Yardstick(job, first, device, team)
+        with spent.during("memory"):
+            found |= _memory(call, device, team)
+    with spent.during("warm_up"):
+        yardstick = _Yardstick(job, first, device, team, spent)
     try:
         found |= _series(job, call, device, first, team, yardstick)
     except Throttled as error:
@@ -64,17 +68,40 @@ def measure(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
     except WrongResult as wrong:
         return {"status": "incorrect", "reason": f"in a timed call: {wrong}", **found, "after": asdict(wrong.verdict)}
     if isinstance(call, RingCall):
-        found |= _sent(call, team)
-        if job.process == 0:
-            found["breakdown"] = breakdown.measure(call, device, team, yardstick.sample, job.protocol)
-    again = solved.mirrored(implementation.kind, first, workload.mask)
-    call.refill(again.inputs)
-    call()
-    after = judge_call(call, again, team)
+        with spent.during("breakdown"):
+            found |= _sent(call, team)
+            if job.process == 0:
+                found["breakdown"] = breakdown.measure(call, device, team, yardstick.sample, job.protocol)
+    with spent.during("judging"):
+        after = _after(call, first, team)
     found["after"] = asdict(after)
     if not after.right:
         return {"status": "incorrect", "reason": f"after timing, on fresh inputs: {after.reason}", **found}
     return {"status": "ok", **found}
+
+
+def _first_call(job: Job, inputs: Tensors, device: Cpu, team: Team, spent: Spent) -> tuple[CoreCall, dict[str, Any]]:
+    """Timed apart: compile, autotune, allocate.
+
+    Raises:
+        Unsupported: by the implementation, in words.
+    """
+    call = make(registry.read(Path(job.implementation)), Workload.from_dict(job.workload), inputs, job.device, team)
+    rss_before = _peak_rss()
+    with registry.third_party():
+        team.line_up()
+        with spent.during("sampling"):
+            milliseconds = spent.called(device.elapsed_ms(call, 1))
+        first_call_ms = max(max(times) for times in team.gather([milliseconds]) or [[0.0]])
+    return call, {"first_call_ms": first_call_ms, "rss_growth_mib": (_peak_rss() - rss_before) / MIB}
+
+
+def _after(call: CoreCall, first: Solved, team: Team) -> Verdict:
+    """On other inputs than before timing."""
+    again = solved.mirrored(call.implementation.kind, first, call.workload.mask)
+    call.refill(again.inputs)
+    call()
+    return judge_call(call, again, team)
 
 
 def _memory(call: CoreCall, device: Cpu, team: Team) -> dict[str, Any]:
@@ -118,9 +145,9 @@ def backend(operators: list[str], device: str) -> str:
 class _Yardstick:
     """The reference, on rank 0 and all cores, while the other ranks wait asleep; `why_not` where there is none."""
 
-    def __init__(self, job: Job, problem: Solved, device: Cpu, team: Team) -> None:
-        self._job, self._device, self._team = job, device, team
-        self._watch, self.why_not = _reference(job, problem) if team.rank == 0 else (None, None)
+    def __init__(self, job: Job, problem: Solved, device: Cpu, team: Team, spent: Spent) -> None:
+        self._job, self._device, self._team, self.spent = job, device, team, spent
+        self._watch, self.why_not = _reference(job, problem, spent) if team.rank == 0 else (None, None)
 
     def sample(self, calls: int) -> float:
         """Milliseconds of so many calls, each of them judged; 0 where there is none."""
@@ -128,8 +155,7 @@ class _Yardstick:
         if self._watch is not None:
             torch.set_num_threads(self._job.all_threads)
             try:
-                self._watch.new_sample()
-                milliseconds = self._device.elapsed_ms(self._watch.call, calls, self._watch.before, self._watch.after)
+                milliseconds = _sample(self._watch, self._device, calls, self.spent)
             except WrongResult as wrong:
                 self._watch, self.why_not = None, f"the yardstick in a timed call: {wrong}"
             torch.set_num_threads(self._job.threads)
@@ -137,25 +163,35 @@ class _Yardstick:
         return milliseconds
 
 
+def _sample(watch: Watch, device: Cpu, calls: int, spent: Spent, *, cold: bool = True) -> float:
+    """Milliseconds of so many calls; what is done around them to judge them is judging, not sampling."""
+    before, after = (spent.around("judging", do) for do in (watch.before, watch.after))
+    with spent.during("judging"):
+        watch.new_sample()
+    return spent.called(device.elapsed_ms(watch.call, calls, before, after, cold=cold))
+
+
 def _series(
     job: Job, call: CoreCall, device: Cpu, problem: Solved, team: Team, yardstick: _Yardstick
 ) -> dict[str, Any]:
     """Samples in pairs with the reference. Of several ranks, the slowest one's time is the sample."""
-    seed = job.protocol["seed"] + job.process
-    watch = Watch(call, problem, team, seed)
-
-    def sample(calls: int, *, cold: bool = True) -> float:
-        watch.new_sample()
-        return device.elapsed_ms(call, calls, watch.before, watch.after, cold=cold)
+    seed, spent = job.protocol["seed"] + job.process, yardstick.spent
+    with spent.during("judging"):
+        watch = Watch(call, problem, team, seed)
+    sample = partial(_sample, watch, device, spent=spent)
 
     def clock_share() -> float | None:
         shares = [share for (share,) in team.gather([device.clock_share() or 0.0])]
         return team.agree(min(shares, default=0.0)) or None
 
     threads = team.gather([float(torch.get_num_threads())])
+    ours = team.gather([float(cpu in machine.affinity()) for cpu in range(_MOST_CPUS)])
     hot = partial(sample, cold=False) if device.flushes else None
     clock = clock_share if device.clock_share() is not None else lambda: None
-    series = sample_pairs(sample, yardstick.sample, job.protocol, seed, team.agree, hot=hot, clock_share=clock)
+    with spent.during("sampling"):
+        series = sample_pairs(
+            sample, yardstick.sample, job.protocol, seed, team.agree, hot=hot, clock_share=clock, spent=spent
+        )
     ranks = team.gather(series.samples_ms)
     if ranks:
         series.samples_ms = [max(times) for times in zip(*ranks, strict=True)]
@@ -163,6 +199,7 @@ def _series(
         series.hot_ms = [max(times) for times in zip(*hot_of_ranks, strict=True)]
     found: dict[str, Any] = {"series": series.as_dict(), "no_reference": yardstick.why_not}
     found["threads"] = [int(count) for (count,) in threads]
+    found["cpus"] = [machine.cpu_list([cpu for cpu, is_ours in enumerate(flags) if is_ours]) for flags in ours]
     return found | ({"rank_samples_ms": ranks} if isinstance(call, RingCall) else {})
 
 
@@ -199,7 +236,7 @@ def _due_bytes(call: RingCall) -> int | None:
     return formulas.due(name, call.workload, comm.world_size, group_size(comm) if group_size else 1).payload_bytes
 
 
-def _reference(job: Job, problem: Solved) -> tuple[Watch | None, str | None]:
+def _reference(job: Job, problem: Solved, spent: Spent) -> tuple[Watch | None, str | None]:
     """The yardstick on the same problem, or why there is none."""
     try:
         workload = Workload.from_dict(job.workload)
@@ -208,7 +245,8 @@ def _reference(job: Job, problem: Solved) -> tuple[Watch | None, str | None]:
             call()
     except Unsupported as error:
         return None, str(error)
-    return Watch(call, problem, Solo(), job.protocol["seed"] + job.process), None
+    with spent.during("judging"):
+        return Watch(call, problem, Solo(), job.protocol["seed"] + job.process), None
 
 
 def _peak_rss() -> int:

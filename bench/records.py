@@ -128,7 +128,11 @@ class Ring(_Frozen):
 
 
 class Record(_Frozen):
-    """One cell, as measured (or not) on one machine. Since schema 2 a ring's figures come with its `ring`."""
+    """One cell, as measured (or not) on one machine. Since schema 2 a ring's figures come with its `ring`.
+
+    spent_s: seconds by phase (bench.spent), with an equal share of what its stage took besides cells, so that those of
+    a stage's records add up to its wall time; empty where it was not recorded.
+    """
 
     schema_version: Literal[1, 2] = 2
     implementation: str
@@ -150,6 +154,7 @@ class Record(_Frozen):
     ring: Ring | None = None
     processes: list[dict[str, Any]] = []
     state: dict[str, Any] = {}
+    spent_s: dict[str, Finite] = {}
     measured_at: str | None = None
 
     @property

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from attn.contract import Workload
-from bench import check_tables, machine, records, ring_tables, tables
+from bench import check_tables, faults, machine, overhead_tables, records, ring_tables, spread_tables, stage_log, tables
 from bench.files import read_json, write_json, write_text
 from bench.grid import FAMILIES, Params, cells
 from bench.records import Record
+from bench.stage_log import Ran
 
 _HOW_TO_READ = """\
 Every row was judged against float64 attention before it was timed and after; a row without a figure says why.
@@ -72,6 +73,7 @@ def render(params: Params, results: Path) -> None:
     references = (params.reference.core, params.reference.module)
     reports = checked(params, results)
     texts = dict(_tables(found, ceiling, reports)) | _check_texts(list(reports.values()))
+    texts |= _over_all(found, reports, [])  # what DVC ran is of this clone, not of the records
     seed = tables.seed_table([r for r in found if r.grid == "seed"], identity["device"], references)
     write_text(results / "seed.txt", seed)
     for name, text in texts.items():
@@ -82,21 +84,34 @@ def render(params: Params, results: Path) -> None:
     write_text(results / "report.md", _report(identity, ceiling, seed, texts, pictures))
 
 
-def table(params: Params, results: Path, grid: str | None, *, details: bool = False) -> str:
+def table(params: Params, results: Path, name: str | None, *, details: bool = False) -> str:
     """What `python -m bench table` prints: the seed table as it was, any other grid with all its columns.
+
+    Or one of `faults.TABLES`, over all grids: in this clone, with what DVC ran in it.
 
     Raises:
         FileNotFoundError: nothing measured yet.
     """
-    found = [r for r in load(params, results) if grid in (None, r.grid)]
+    found = [r for r in load(params, results) if name in (None, r.grid, *faults.TABLES)]
     if not found:
-        raise FileNotFoundError(f"{results}: nothing measured yet for grid {grid}; run `make bench`")
-    if grid == "seed" and not details:
+        raise FileNotFoundError(f"{results}: nothing measured yet for grid {name}; run `make bench`")
+    reports = checked(params, results)
+    if name in faults.TABLES:
+        ran = stage_log.read() if results.name == params.machine else []
+        return _over_all(found, reports, ran)[name]
+    if name == "seed" and not details:
         references = (params.reference.core, params.reference.module)
         return tables.seed_table(found, read_json(results / "machine.json")["device"], references)
-    ceiling = read_json(results / "ceiling.json")
-    texts = _tables(found, ceiling, checked(params, results))
-    return "\n".join(f"{name}\n\n{text}" for name, text in texts)
+    texts = _tables(found, read_json(results / "ceiling.json"), reports)
+    return "\n".join(f"{title}\n\n{text}" for title, text in texts)
+
+
+def _over_all(found: list[Record], reports: dict[str, check_tables.Report], ran: list[Ran]) -> dict[str, str]:
+    """The tables that are not of one grid."""
+    return {
+        "spread": spread_tables.text(found),
+        "overhead": overhead_tables.text(found, list(reports.values()), ran),
+    }
 
 
 def checked(params: Params, results: Path) -> dict[str, check_tables.Report]:

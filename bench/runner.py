@@ -6,19 +6,21 @@ import random
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from attn import registry
-from bench import closure, kept, launch, losses, machine, placement, records, roofline, stats, store, worker
+from bench import closure, kept, launch, machine, noise, outcomes, placement, records, store, worker
 from bench.files import read_json
 from bench.grid import Cell, Params, cells
 from bench.jobs import Job
 from bench.lock import device_lock
 from bench.progress import Steps, steps
-from bench.records import Figure, Figures, Record
+from bench.records import Record
+from bench.spent import Spent, total
 
 ORACLE = Path("data/oracle")
 
@@ -68,13 +70,17 @@ class Campaign:
 HARNESS = tuple(closure.ROOT / "bench" / f"{name}.py" for name in ("runner", "measure", "ring_worker"))
 
 
-def run(campaign: Campaign) -> list[Record]:
+def run(campaign: Campaign, spent: Spent | None = None) -> list[Record]:
     """Measure every cell that can be, in random order, each in several processes.
+
+    spent: the clock of whoever asks, where what it did before belongs to this too.
 
     Raises:
         Damaged: a file of the oracle is not what was written.
     """
-    kept.refuse_damaged(campaign.oracle, f"oracle_{campaign.family}@{campaign.grid}")
+    spent = spent or Spent()
+    with spent.during("truth"):
+        kept.refuse_damaged(campaign.oracle, f"oracle_{campaign.family}@{campaign.grid}")
     store.sweep(campaign.scratch)
     todo = cells(campaign.params, campaign.family, campaign.implementation, campaign.grid)
     known = {cell.key: reason for cell in todo if (reason := _why_not(campaign, cell))}
@@ -85,13 +91,22 @@ def run(campaign: Campaign) -> list[Record]:
         for cell in todo
         if cell.key not in known
     ]
-    with (
-        steps(f"bench {campaign.implementation} {campaign.grid}", len(jobs)) as progress,
-        device_lock(campaign.identity["device"]),
-    ):
-        for cell, result in _results(campaign, jobs, progress):
+    with steps(f"bench {campaign.implementation} {campaign.grid}", len(jobs)) as progress, ExitStack() as held:
+        with spent.during("waiting"):
+            held.enter_context(device_lock(campaign.identity["device"]))
+        state = machine.state() | (noise.before() if jobs else {})
+        noise.warn(state)
+        for cell, result in _results(campaign, jobs, progress, spent):
             results[cell.key].append(result)
-    return [_record(campaign, cell, known.get(cell.key), results[cell.key]) for cell in todo]
+    found = [outcomes.record(campaign, cell, known.get(cell.key), results[cell.key], state) for cell in todo]
+    noise.warn_of(found)
+    return _with_shares(found, spent.seconds())
+
+
+def _with_shares(found: list[Record], of_stage: dict[str, float]) -> list[Record]:
+    """What the stage itself has taken, dealt out equally: its cells then add up to it."""
+    share = total([of_stage], 1 / len(found))
+    return [one.model_copy(update={"spent_s": total([one.spent_s, share])}) for one in found]
 
 
 def finish(campaign: Campaign, record: Path) -> None:
@@ -121,7 +136,7 @@ def _why_not(campaign: Campaign, cell: Cell) -> tuple[records.Status, str] | Non
 
 
 def _results(
-    campaign: Campaign, jobs: list[tuple[Cell, int]], progress: Steps
+    campaign: Campaign, jobs: list[tuple[Cell, int]], progress: Steps, spent: Spent
 ) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Kept ones first; then cells in random order, alone or by launches of ranks."""
     rest, dead, kept_before = [], set(), campaign.store
@@ -136,32 +151,34 @@ def _results(
         yield cell, result
     random.Random(campaign.params.protocol.seed).shuffle(rest)
     runner = _in_launches if campaign.family == "ring" else _one_by_one
-    for cell, process, result in runner(campaign, rest, dead):
+    for cell, process, result in runner(campaign, rest, dead, spent):
         kept_before.put(cell.key, process, result)
         progress.step(f"{cell.key} process {process}: {_outcome(result)}")
         yield cell, result
 
 
 def _one_by_one(
-    campaign: Campaign, jobs: list[tuple[Cell, int]], dead: set[str]
+    campaign: Campaign, jobs: list[tuple[Cell, int]], dead: set[str], spent: Spent
 ) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
     protocol = campaign.params.protocol
     for cell, process in jobs:
         if cell.key in dead:  # one process of it has failed: the others would only repeat it
             continue
-        result = worker.isolated(
+        measured = partial(
+            worker.isolated,
             "measure",
             asdict(_job(campaign, cell, process)),
             deadline_s=protocol.deadline_s,
             memory_bytes=worker.memory_limit(protocol.memory_limit_gib),
         )
+        result = spent.of_worker(measured)
         if result["status"] != "ok":
             dead.add(cell.key)
         yield cell, process, result
 
 
 def _in_launches(
-    campaign: Campaign, jobs: list[tuple[Cell, int]], dead: set[str]
+    campaign: Campaign, jobs: list[tuple[Cell, int]], dead: set[str], spent: Spent
 ) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
     """One launch a world size and process number serves all cells of that world size."""
     protocol = campaign.params.protocol
@@ -178,10 +195,13 @@ def _in_launches(
             memory_bytes=worker.memory_limit(protocol.memory_limit_gib),
             on=campaign.params.launch,
         )
-        for (cell, process), result in zip(alive, results, strict=True):
+        for cell, process in alive:
+            result = spent.of_worker(partial(next, results))
             if result["status"] != "ok":
                 dead.add(cell.key)
             yield cell, process, result
+        with spent.during("start"):
+            next(results, None)  # the launch ends
 
 
 def _job(campaign: Campaign, cell: Cell, process: int) -> Job:
@@ -204,105 +224,3 @@ def _outcome(result: dict[str, Any]) -> str:
     if result["status"] != "ok":
         return f"{result['status']}: {result['reason']}"
     return f"{statistics.median(result['series']['samples_ms']):.3g} ms"
-
-
-def _record(
-    campaign: Campaign, cell: Cell, known: tuple[records.Status, str] | None, results: list[dict[str, Any]]
-) -> Record:
-    identity = campaign.identity
-    sharing = placement.most_on_a_host(cell.world_size, campaign.params.launch)
-    common: dict[str, Any] = {
-        "implementation": cell.implementation,
-        "family": cell.family,
-        "grid": cell.grid,
-        "workload": cell.workload.as_dict(),
-        "world_size": cell.world_size,
-        "threads": machine.threads_per_rank(identity["threads"], sharing),
-        "oversubscribed": identity["device"] == "cpu" and sharing > identity["cpu_count"],
-        "reference": campaign.params.reference_of(cell.family),
-    }
-    if known:
-        return Record(**common, status=known[0], reason=known[1])
-    failed = next((result for result in results if result["status"] != "ok"), None)
-    outcome = _failed(failed) if failed else _measured(campaign, cell, results, oversubscribed=common["oversubscribed"])
-    return Record(**common, **outcome)
-
-
-def _failed(result: dict[str, Any]) -> dict[str, Any]:
-    """Of the first process that failed: status, reason, and what was judged."""
-    judged = result.get("after") or result.get("before") or {}
-    errors = {field: judged.get(field, {}) for field in ("max_abs_error", "over_budget")}
-    return {"status": result["status"], "reason": result["reason"], **errors}
-
-
-def _measured(campaign: Campaign, cell: Cell, results: list[dict[str, Any]], *, oversubscribed: bool) -> dict[str, Any]:
-    """Of processes that all went well: figures, errors, and every sample."""
-    first = next(result for result in results if "backend" in result)  # memory is measured in one process
-    not_compared = _not_compared(campaign, cell, results, oversubscribed=oversubscribed)
-    return {
-        "status": "ok",
-        "reason": None,
-        "backend": first["backend"],
-        "max_abs_error": _worst(results, "max_abs_error"),
-        "over_budget": _worst(results, "over_budget"),
-        "sampled": results[0]["before"]["sampled"],
-        "figures": _figures(cell, results, first, compared=not_compared is None),
-        "ring": losses.ring(results, not_compared) if cell.family == "ring" else None,
-        "not_compared": not_compared,
-        "processes": results,
-        "state": machine.state(),
-        "measured_at": datetime.now(UTC).strftime("%Y%m%d_%H%M%S"),
-    }
-
-
-def _not_compared(campaign: Campaign, cell: Cell, results: list[dict[str, Any]], *, oversubscribed: bool) -> str | None:
-    """Why a cell has no relative time."""
-    if oversubscribed:
-        return f"{cell.world_size} ranks on {campaign.identity['cpu_count']} cores: oversubscribed"
-    sharing, threads = placement.most_on_a_host(cell.world_size, campaign.params.launch), campaign.identity["threads"]
-    if campaign.identity["device"] == "cpu" and sharing > threads:
-        return f"{sharing} ranks have a thread each, the yardstick {threads}: params.yaml, threads"
-    verdict = campaign.reference_verdict
-    if verdict["status"] != "ok":
-        return f"the yardstick is {verdict['status']}: {verdict['reason']}"
-    return next((result["no_reference"] for result in results if result["no_reference"]), None)
-
-
-def _worst(results: list[dict[str, Any]], field: str) -> dict[str, float]:
-    judged = [result[when][field] for result in results for when in ("before", "after")]
-    return {name: max(one[name] for one in judged) for name in judged[0]}
-
-
-def _figures(cell: Cell, results: list[dict[str, Any]], first: dict[str, Any], *, compared: bool) -> Figures:
-    w = cell.workload
-    series = [result["series"] for result in results]
-    time = stats.estimate([one["samples_ms"] for one in series])
-    ratios = [
-        [mine / theirs for mine, theirs in zip(one["samples_ms"], one["reference_ms"], strict=True)]
-        for one in series
-        if compared
-    ]
-    relative = stats.estimate(ratios) if compared else None
-    flops, hot = roofline.flops(w, cell.family), [one["hot_ms"] for one in series]
-
-    def median(field: str) -> float:
-        return float(statistics.median(result[field] for result in results))
-
-    ring = compared and cell.family == "ring"
-    alone = [[1 / ratio / results[0]["yardsticks"] for ratio in one] for one in ratios] if ring else []
-    efficiency = stats.estimate(alone) if ring else None
-    return Figures(
-        time_ms=Figure(**asdict(time)),
-        hot_ms=Figure(**asdict(stats.estimate(hot))) if all(hot) else None,
-        relative_time=Figure(**asdict(relative)) if relative else None,
-        efficiency=Figure(**asdict(efficiency)) if efficiency else None,
-        throughput_tok_per_s=w.batch * w.seq_len / time.value * 1e3,
-        flops=flops,
-        tflops=flops / time.value / 1e9,
-        first_call_ms=median("first_call_ms"),
-        peak_mib=first["peak_mib"],
-        peak_with_inputs_mib=first["peak_with_inputs_mib"],
-        rss_growth_mib=median("rss_growth_mib"),
-        payload_bytes=results[0].get("payload_bytes"),
-        messages=results[0].get("messages"),
-    )

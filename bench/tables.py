@@ -7,7 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench import check_tables, stats
+from bench import check_tables, noise, stats
 from bench.records import Figure, Record
 
 OK, CROSS, NOTHING = "✓", "✗", "N/A"
@@ -59,7 +59,7 @@ def grid_table(records: list[Record], ceiling: dict[str, Any], reports: dict[str
     align = ("left", *["right"] * (len(headers) - 2), "left")
     rows = [[*head(record, axes), *_cells(record, ceiling, reports)] for record in records]
     table = tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=align)
-    return "\n".join([table, "", *_fixed_axes(records[0], axes), *_notes(records)]) + "\n"
+    return "\n".join([table, "", *_fixed_axes(records[0], axes), *noise.notes(records), *_notes(records)]) + "\n"
 
 
 def metrics(records: list[Record]) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def peak_tflops(ceiling: dict[str, Any], dtype: str) -> float:
     return float(max(rates[dtype]["tflops"], rates["float32"]["tflops"]))
 
 
-def interval(figure: Figure | None, digits: int = 3) -> str:
+def interval(figure: Figure | stats.Estimate | None, digits: int = 3) -> str:
     """`1.23 [1.20, 1.31]`."""
     if figure is None:
         return "-"
@@ -127,7 +127,7 @@ def _seed_notes(records: list[Record]) -> list[str]:
     if rings:
         sizes = ", ".join(str(n) for n in sorted({record.world_size for record in rings}))
         notes.append(f"ring_* rows: world_size {sizes}, so nothing is sent; the grid `ring` has more ranks.")
-    return notes + _reasons(records)
+    return notes + noise.notes(records) + _reasons(records)
 
 
 def _reasons(records: list[Record]) -> list[str]:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from bench.spent import Spent
+
 Sample = Callable[[int], float]  # calls -> milliseconds for all of them
 Agree = Callable[[float], float]
 ClockShare = Callable[[], float | None]  # of the device's default clock; of the slowest rank's
@@ -82,23 +84,25 @@ def sample_pairs(
     *,
     hot: Sample | None = None,
     clock_share: ClockShare = lambda: None,
+    spent: Spent | None = None,
 ) -> Series:
     """Warm both up and take pairs until there are enough or the budget is spent.
 
     hot: takes a sample of the other kind after each pair. clock_share: read after each sample; of too low a clock the
-    pair is taken anew.
+    pair is taken anew. spent: told what was warm-up.
 
     Raises:
         Throttled: the clock was too low as often as samples are wanted.
     """
-    series = Series(calls=warm_up(sample, protocol, agree), reference_calls=warm_up(reference, protocol, agree))
+    with (spent or Spent()).during("warm_up"):
+        series = Series(calls=warm_up(sample, protocol, agree), reference_calls=warm_up(reference, protocol, agree))
     rng, start = random.Random(seed), time.perf_counter()
     gc.collect()
     gc.disable()
     try:
         for taken in range(protocol["samples"]):
-            spent = time.perf_counter() - start >= protocol["budget_s"]
-            if agree(taken >= protocol["min_samples"] and spent):
+            over = time.perf_counter() - start >= protocol["budget_s"]
+            if agree(taken >= protocol["min_samples"] and over):
                 break
             reference_first = rng.random() < 0.5
             while not _take_pair(series, sample, reference, clock_share, agree, reference_first=reference_first):

@@ -3,13 +3,15 @@
 import sys
 from pathlib import Path
 
-from bench import grid, guard, kept, mend, records, runner
+from bench import grid, guard, kept, mend, records, runner, spent, stage_log
 from bench import machine as machines
 from bench.files import read_json
 
 
 def main(family: str, machine: str, name: str, grid_name: str) -> int:
     """Goes on where an interrupted run stopped."""
+    clock = spent.Spent.of_process()
+    stage_log.note()
     guard.die_with_dvc()
     mend.keep()
     results = Path("results") / machine
@@ -30,7 +32,7 @@ def main(family: str, machine: str, name: str, grid_name: str) -> int:
         reference_verdict=read_json(records.verdict_path(results, params.reference_of(family))),
     )
     try:
-        measured = runner.run(campaign)
+        measured = runner.run(campaign, clock)
     except KeyboardInterrupt:
         print("interrupted; what was measured is kept, run `dvc repro` to go on", file=sys.stderr)
         return 130

@@ -4,12 +4,13 @@ import sys
 from pathlib import Path
 
 from attn.contract import Unsupported
-from bench import capture, guard
+from bench import capture, guard, stage_log
 from bench.jobs import REAL
 
 
 def main() -> int:
     """Written whole or not at all; exit 1, in a sentence, where the model is not installed."""
+    stage_log.note()
     guard.die_with_dvc()
     try:
         capture.capture(Path(REAL))

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from bench import guard, worker
+from bench import guard, stage_log, worker
 from bench import machine as machines
 from bench.files import write_json
 from bench.lock import device_lock
@@ -11,6 +11,7 @@ from bench.lock import device_lock
 
 def main(machine: str) -> int:
     """In a process of its own, as everything that is timed."""
+    stage_log.note()
     guard.die_with_dvc()
     try:
         identity = machines.recorded(Path("results") / machine)

@@ -4,19 +4,21 @@ import sys
 from pathlib import Path
 
 from attn import registry
-from bench import checking, grid, guard, kept, mend, records
+from bench import checking, grid, guard, kept, mend, records, spent, stage_log
 from bench import machine as machines
 from bench.files import write_json
 
 
 def main(machine: str, name: str) -> int:
     """A report with figures, and a verdict without any; exit 1, in a sentence, where what it reads cannot be used."""
+    clock = spent.Spent.of_process()
+    stage_log.note()
     guard.die_with_dvc()
     mend.keep()
     results = Path("results") / machine
     try:
         identity = machines.recorded(results)
-        report = checking.check(registry.IMPL_DIR / f"{name}.py", grid.load(), identity)
+        report = checking.check(registry.IMPL_DIR / f"{name}.py", grid.load(), identity, spent=clock)
     except (kept.Damaged, machines.OtherMachine) as error:
         print(error, file=sys.stderr)
         return 1

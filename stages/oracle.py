@@ -4,11 +4,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from bench import grid, guard, mend, truths
+from bench import grid, guard, mend, stage_log, truths
 
 
 def main(family: str, name: str) -> None:
     """One file a workload, written whole or not at all."""
+    stage_log.note()
     guard.die_with_dvc()
     mend.keep()
     folder = Path("data/oracle") / family / name

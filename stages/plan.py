@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from attn import registry
-from bench import closure, grid, guard
+from bench import closure, grid, guard, stage_log
 from bench.files import read_json, write_json
 
 STAGES = {
@@ -19,6 +19,7 @@ STAGES = {
 
 def main() -> None:
     """An implementation's closure includes that of the row it is paired with."""
+    stage_log.note()
     guard.die_with_dvc()
     params = grid.load()
     packages = read_json(Path("results") / params.machine / "packages.json")

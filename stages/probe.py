@@ -3,12 +3,13 @@
 import sys
 from pathlib import Path
 
-from bench import grid, guard, machine, mend
+from bench import grid, guard, machine, mend, stage_log
 from bench.files import write_json
 
 
 def main() -> int:
     """Exit 2, with one line a fault, before anything else runs or is touched."""
+    stage_log.note()
     guard.die_with_dvc()
     mend.keep()
     try:

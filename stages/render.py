@@ -3,11 +3,12 @@
 import sys
 from pathlib import Path
 
-from bench import grid, guard, report, store
+from bench import grid, guard, report, stage_log, store
 
 
 def main(machine: str) -> None:
     """Then show the table that started this project."""
+    stage_log.note()
     guard.die_with_dvc()
     results = Path("results") / machine
     report.render(grid.load(), results)

@@ -36,14 +36,14 @@ threads: 1
 reference: {core: sdpa, module: multihead_improved}
 families:
   core:
-    implementations: [improved, sdpa]
-    grids: [seed, scaling]
+    implementations: {improved: true, sdpa: true}
+    grids: {seed: true, scaling: true}
   module:
-    implementations: [multihead_improved]
-    grids: [seed]
+    implementations: {multihead_improved: true}
+    grids: {seed: true}
   ring:
-    implementations: [ring_v2_collective]
-    grids: [seed]
+    implementations: {ring_v2_collective: true}
+    grids: {seed: true}
 grids:
   seed:
     seq_len: [64]

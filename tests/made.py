@@ -62,6 +62,14 @@ def loss(**changes):
     return Loss(**{**terms, "real_ms": 2.0, **changes})
 
 
+def series(ms=2.0, spread=0.01, **changes):
+    """Five pairs; samples lie evenly within `spread` of their median."""
+    times = [ms * (1 + spread * step / 2) for step in (-1, -0.5, 0, 0.5, 1)]
+    fields = {"calls": 10, "samples_ms": times, "reference_ms": [ms / 1.5] * 5, "cpu_per_wall": [2.0] * 5}
+    signs = {"preempted": [0] * 5, "steal_ms": [0.0] * 5, "stalled_ms": [0.0] * 5, "outliers": [], "throttled_ms": []}
+    return {**fields, **signs, **changes}
+
+
 def record(**changes):
     """A record that is ok; with another `status`, give `reason` and what else belongs to it."""
     fields = {
@@ -79,7 +87,7 @@ def record(**changes):
         "max_abs_error": {"out": 1e-7},
         "over_budget": {"out": 0.5},
         "figures": figures(),
-        "processes": [{"status": "ok"}],
+        "processes": [{"status": "ok", "series": series()}],
         "measured_at": "20260102_030405",
     }
     fields |= changes

@@ -16,7 +16,7 @@ from attn import registry
 from attn.contract import Workload
 from attn.ring import merge
 from attn.ring.communicator import Communicator
-from bench import breakdown, grid, launch, losses, ring_tables, runner, tables
+from bench import breakdown, grid, launch, losses, outcomes, ring_tables, runner, tables
 from bench.device import Cpu
 from bench.replay import Alone, InSequence, Recording
 
@@ -277,4 +277,4 @@ def test_ranks_with_more_threads_than_the_yardstick_are_not_compared(threads, wo
     identity = {"device": "cpu", "cpu_count": 4, "threads": threads}
     campaign = runner.Campaign(params, identity, "ring", "ring_zigzag", "ring", Path(), right, right)
     assert cell.world_size == 2
-    assert runner._not_compared(campaign, cell, [{"no_reference": None}], oversubscribed=False) == words
+    assert outcomes.not_compared(campaign, cell, [{"no_reference": None}], oversubscribed=False) == words

@@ -49,22 +49,22 @@ ONE_FAULT = {
     "unknown key of a grid": ({"grids.seed.seqlen": [1]}, f"grids.seed.seqlen: unknown key, allowed: {KEYS}"),
     "unknown key of the protocol": ({"protocol.sample": 1}, "protocol.sample: unknown key, allowed: seed, .*samples.*"),
     "unknown key of a family": (
-        {"families.core.grid": ["seed"]}, "families.core.grid: unknown key, allowed: implementations, grids"),
+        {"families.core.grid": {"seed": True}}, "families.core.grid: unknown key, allowed: implementations, grids"),
     "unknown family": ({"families.cores": {}}, "families.cores: unknown key, allowed: core, module, ring"),
     "unknown key of an exclusion": (
-        {"grids.seed.exclude": [{"reason": "x", "cpu": 1}]}, r"grids.seed.exclude\[0\].cpu: unknown key, allowed: .*"),
+        {"grids.seed.exclude": {"x": {"cpu": 1}}}, r"grids.seed.exclude.x.cpu: unknown key, allowed: .*rows"),
     "unknown implementation": (
-        {"families.core.implementations": ["standard", "improvd"]},
-        r"families.core.implementations\[1\] = improvd: no file attn/impl/improvd.py, did you mean improved\?"),
+        {"families.core.implementations.improvd": True},
+        r"families.core.implementations.improvd: no file attn/impl/improvd.py, did you mean improved\?"),
     "implementation like no other": (
-        {"families.core.implementations": ["zzz"]},
-        "families.core.implementations.* = zzz: no file .*allowed: .*sdpa.*"),
+        {"families.core.implementations.zzz": True},
+        "families.core.implementations.zzz: no file .*allowed: .*sdpa.*"),
     "implementation of another family": (
-        {"families.core.implementations": ["multihead_torch"],
-         "families.module.implementations": ["multihead_standard"]},
-        r"families.core.implementations\[0\] = multihead_torch: its KIND is module, allowed: core"),
+        {"families.core.implementations": {"multihead_torch": True},
+         "families.module.implementations": {"multihead_standard": True}},
+        r"families.core.implementations.multihead_torch: its KIND is module, allowed: core"),
     "unknown grid": (
-        {"families.core.grids": ["sead"]}, r"families.core.grids\[0\] = sead: no such grid, did you mean seed\?"),
+        {"families.core.grids": {"sead": True}}, r"families.core.grids.sead: no such grid, did you mean seed\?"),
     "unknown reference": (
         {"reference.core": "sdpaa"}, "reference.core = sdpaa: must be one of families.core.impl.*, allowed: .*sdpa.*"),
     "reference of another kind": (
@@ -78,7 +78,7 @@ ONE_FAULT = {
     "a truth value for a size": (
         {"grids.seed.batch": [True]}, r"grids.seed.batch\[0\] = True, allowed: a whole number"),
     "keys that no row of the grid takes": (
-        {"grids.ring.kv_seq_len": [2048], "families.ring.implementations": ["ring_zigzag"]},
+        {"grids.ring.kv_seq_len": [2048], "families.ring.implementations": {"ring_zigzag": True}},
         "grids.ring.kv_seq_len = 2048: no row of this grid takes two lengths, allowed: as seq_len"),
     "keys that a module does not have": (
         {"grids.seed.kv_seq_len": [512, 1024]},
@@ -87,7 +87,7 @@ ONE_FAULT = {
     "no sizes": ({"grids.seed.seq_len": []}, r"grids.seed.seq_len = \[\], allowed: at least one entry"),
     "a grid that is nothing": ({"grids.seed": None}, "grids.seed = None, allowed: a mapping"),
     "a grid without seq_len": ({"grids.seed": {"n_heads": [8]}}, "grids.seed.seq_len is missing"),
-    "no grids": ({"families.core.grids": []}, r"families.core.grids = \[\], allowed: at least one entry"),
+    "no grids": ({"families.core.grids": {}}, r"families.core.grids = \{\}, allowed: at least one entry"),
     "heads that do not divide": (
         {"grids.scaling.n_kv_heads": [3]}, "grids.scaling.n_kv_heads = 3: n_heads 8 is not a multiple of it"),
     "unknown dtype": (
@@ -100,18 +100,32 @@ ONE_FAULT = {
         {"machine": "../local"}, r"machine = '\.\./local', allowed: letters, digits, _ and -"),
     "a size given twice": (
         {"grids.seed.seq_len": [512, 512]}, r"grids.seed.seq_len = \[512, 512\]: 512 is given twice, allowed: once"),
-    "a row given twice": (
-        {"families.core.implementations": ["sdpa", "sdpa"]},
-        "families.core.implementations = .*: sdpa is given twice, allowed: once"),
+    "rows in a list": (
+        {"families.core.implementations": ["sdpa", "standard"]},
+        r"families.core.implementations = .*, allowed: a mapping, `NAME: true` each"),
+    "a row that is switched off": (
+        {"families.core.implementations.standard": False},
+        r"families.core.implementations.standard = False, allowed: true; or no such line"),
+    "a row's name that can be no file": (
+        {"families.core.implementations.a b": True},
+        r"families.core.implementations.a b = 'a b', allowed: letters, digits, _ and -"),
+    "exclusions in a list": (
+        {"grids.seed.exclude": [{"seq_len": 512}]}, r"grids.seed.exclude = .*, allowed: a mapping"),
+    "a reason that dvc would print too wide": (
+        {"grids.seed.exclude": {"w" * 25: {"n_heads": 8}}}, f"grids.seed.exclude.{'w' * 25}: .*24 characters at most"),
+    "a reason with a dot, which divides keys": (
+        {"grids.seed.exclude": {"e.g. so": {"n_heads": 8}}}, "grids.seed.exclude.e.g. so: a reason, allowed: words .*"),
+    "a grid with the name of a table": (
+        {"grids.overhead": {"seq_len": [512]}}, "grids.overhead: a table has that name, allowed: another"),
     "fewer samples than the least": (
         {"protocol.samples": 4}, "protocol.min_samples must be at most protocol.samples"),
     "a grid that leaves everything out": (
-        {"grids.seed.exclude": [{"reason": "why not"}]}, "grids.seed.exclude: leaves no cell out of 2"),
+        {"grids.seed.exclude": {"why not": {}}}, "grids.seed.exclude: leaves no cell out of 2"),
     "an exclusion of a row that is not there": (
-        {"grids.seed.exclude": [{"reason": "why not", "implementations": ["sdpaa"]}]},
-        r"grids.seed.exclude\[0\] covers no cell of the grid"),
+        {"grids.seed.exclude": {"why not": {"rows": {"sdpaa": True}}}},
+        r"grids.seed.exclude.why not: covers no cell of the grid"),
     "an exclusion without a reason": (
-        {"grids.seed.exclude": [{"seq_len": 512}]}, r"grids.seed.exclude\[0\].reason is missing"),
+        {"grids.seed.exclude": {" ": {"n_heads": 8}}}, "grids.seed.exclude. : a reason, allowed: words .*"),
 }  # fmt: skip
 
 
@@ -129,7 +143,7 @@ def test_a_fault_is_one_line_with_key_value_and_what_is_allowed(faults, changes,
 def test_several_faults_are_told_at_once(faults):
     found = faults({"grids.seed.n_heads": [-1, 0], "device": "tpu", "colour": 1})
     assert len(found) == 4
-    later = faults({"families.core.grids": ["sead"], "families.ring.grids": ["rink"], "reference.core": "nobody"})
+    later = faults({"families.core.grids.sead": True, "families.ring.grids.rink": True, "reference.core": "nobody"})
     assert len(later) == 3
 
 
@@ -193,7 +207,7 @@ def test_the_seed_grid_is_the_two_shapes_of_the_seed_table_in_all_three_families
     assert len(wanted) == 2
     for family in grid.FAMILIES:
         assert "seed" in params.family(family).grids
-        name = params.family(family).implementations[0]
+        name = next(iter(params.family(family).implementations))
         found = grid.cells(params, family, name, "seed")
         assert {cell.workload for cell in found} == wanted
         assert [cell.world_size for cell in found] == [1, 1]

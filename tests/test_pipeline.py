@@ -2,10 +2,13 @@
 
 import json
 import re
+import sys
+import time
 from itertools import product
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, Finished, Ran, Repo
 from made import figure, figures, records_of
 
@@ -50,13 +53,78 @@ def test_a_first_repro_runs_every_stage_and_writes_every_result(finished: Finish
         "plots.json",
     ]
     names += [f"tables/{table}.txt" for table in ("core-seed", "core-scaling", "module-seed", "ring-seed")]
-    names += ["tables/core-scaling.png", "tables/ring-seed-loss.png", "tables/checks.txt"]
+    names += [
+        "tables/core-scaling.png",
+        "tables/ring-seed-loss.png",
+        "tables/checks.txt",
+        "tables/spread.txt",
+        "tables/overhead.txt",
+    ]
     names += [f"check/{name}{end}" for _, name, _ in ROWS for end in (".json", ".verdict.json")]
     names += [f"bench/{name}-{g}.json" for _, name, g in ROWS]
     assert set(finished.repo.hashes("results/local")) == {f"results/local/{name}" for name in names}
     for _, name, g in ROWS:
         records = json.loads(finished.repo.read(f"results/local/bench/{name}-{g}.json"))
         assert [record["status"] for record in records] == ["ok", "ok"], name
+
+
+COUNTS_TORCH = """\
+import os, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            with open(os.environ["TORCH_IMPORTS"], "a") as file:
+                file.write(f"{os.getpid()}\\n")
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        ("stages.bench", "core", "local", "improved", "scaling"),
+        ("stages.check", "local", "improved"),
+        ("stages.oracle", "core", "scaling"),
+        ("stages.ceiling", "local"),
+    ],
+    ids=lambda stage: stage[0],
+)
+def test_a_stage_imports_torch_once_however_many_workers_it_has(
+    tiny: Repo, tmp_path: Path, stage: tuple[str, ...]
+) -> None:
+    log = tmp_path / "imports"
+    (tmp_path / "sitecustomize.py").write_text(COUNTS_TORCH, encoding="utf-8")
+    done = tiny.run(sys.executable, "-m", *stage, PYTHONPATH=str(tmp_path), TORCH_IMPORTS=str(log))
+    assert done.returncode == 0, done.stdout
+    assert len(log.read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_the_times_of_a_stages_cells_add_up_to_its_wall_time(tiny: Repo) -> None:
+    start = time.monotonic()
+    done = tiny.run(sys.executable, "-m", "stages.bench", "core", "local", "improved", "scaling")
+    most = time.monotonic() - start
+    assert done.returncode == 0, done.stdout
+    cells = json.loads(tiny.read("results/local/bench/improved-scaling.json"))
+    told = sum(sum(cell["spent_s"].values()) for cell in cells)
+    of_workers = [process["spent_s"] for cell in cells for process in cell["processes"]]
+    assert len(of_workers) == 2
+    assert 0 < sum(sum(one.values()) for one in of_workers) < told < most
+    for one in of_workers:
+        assert {"calls", "warm_up", "judging", "memory", "truth", "start", "sampling"} <= one.keys()
+        assert min(one.values()) > -1e-3
+
+
+def test_where_the_time_went_is_a_table_with_what_dvc_ran(tiny: Repo, finished: Finished) -> None:
+    ran = [json.loads(line) for line in tiny.read(".dvc/tmp/attn-bench-stages.jsonl").splitlines()]
+    assert [one["name"] for one in ran] == finished.first.stages
+    assert len({one["dvc"] for one in ran}) == 1
+    assert all(one["began"] < one["ended"] for one in ran)
+    shown = tiny.bench("table", "overhead").stdout
+    assert len(re.findall(r"^bench .* (?:seed|scaling) ", shown, re.M)) == len(ROWS)
+    assert re.search(rf"DVC itself between the {len(ran)} stages", shown), shown
+    assert "not recorded" not in shown
 
 
 def test_a_second_repro_runs_only_probe_and_changes_no_file(tiny: Repo) -> None:
@@ -166,19 +234,51 @@ def test_a_metrics_diff_of_the_whole_benchmark_fits_a_screen(source: Repo, tmp_p
     _assert_one_screen(shown)
 
 
-def test_a_params_diff_of_sizes_a_new_grid_and_the_protocol_fits_a_screen(source: Repo, tmp_path: Path) -> None:
+ONE_CHANGE = [  # what stands in params.yaml, what shall stand there, what dvc says of it
+    ("      sdpa: true\n", "      sdpa: true\n      tiled: true\n", r"core\.implementations\.tiled +- +True"),
+    ("      improved: true\n", "", r"core\.implementations\.improved +True +-"),
+    ("dtypes: true, ", "dtypes: true, decode: true, ", r"core\.grids\.decode +- +True"),
+    ("seed: true, ring: true", "ring: true", r"families\.ring\.grids\.seed +True +-"),
+    ("float16 is slow on CPUs", "too slow where there are", r"too slow where there are\.seq_len +- +2048"),
+    ("dtype: float16, ", "dtype: bfloat16, ", r"float16 is slow on CPUs\.dtype +float16 +bfloat16"),
+    ("          ring_tree_decode: true\n", "", r"one rank sends nothing\.rows\.ring_tree_decode +True +-"),
+    (
+        "  backward:\n",
+        "  backward:\n    exclude: {in as many as 24 letters: {rows: {multihead_standard: true}}}\n",
+        r"in as many as 24 letters\.rows\.multihead_standard +- +True",
+    ),
+    ("[512, 1024, 2048, 4096]", "[512, 1024, 2048, 4096, 8192]", r"scaling\.seq_len .*4096, 8192\]"),
+    ("dtype: [float32, bfloat16, float16]", "dtype: [float32]", r"dtypes\.dtype .*\['float32'\]"),
+    ("pass: [forward, forward_backward]", "pass: [forward]", r"grids\.ring\.pass .*\['forward'\]"),
+    ("world_size: [2]   #", "world_size: [2, 4, 8]   #", r"grids\.ring\.world_size +\[2\] +\[2, 4, 8\]"),
+    ("\nprotocol:", "  wide:\n    seq_len: [512]\n    head_dim: [64, 128]\n\nprotocol:", r"grids\.wide\.head_dim"),
+    ("processes: 3 ", "processes: 5 ", r"protocol\.processes +3 +5"),
+    ("module: multihead_torch\n", "module: multihead_standard\n", r"module +multihead_torch +multihead_standard"),
+    ("hosts: [] ", "hosts: [node1, node2, node3, node4] ", r"launch\.hosts .*node4"),
+]
+
+
+def test_a_params_diff_of_any_one_change_fits_a_screen(source: Repo, tmp_path: Path) -> None:
     repo = source.copied_to(tmp_path / "repo")
-    (repo.path / "params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    repo.commit("shipped")
-    repo.edit("params.yaml", "processes: 3 ", "processes: 5 ")
-    repo.edit("params.yaml", "seq_len: [512, 1024, 2048, 4096]", "seq_len: [512, 1024, 2048, 4096, 8192, 16384]")
-    repo.edit("params.yaml", "world_size: [2] ", "world_size: [2, 4, 8] ")
-    repo.edit("params.yaml", "\nprotocol:", "  wide:\n    seq_len: [512, 1024]\n    head_dim: [64, 128]\n\nprotocol:")
-    repo.commit("edited")
-    shown = repo.run("dvc", "params", "diff", "HEAD~1", "HEAD").stdout
-    for key in ("grids.scaling.seq_len", "protocol.processes", "grids.ring.world_size", "grids.wide.head_dim"):
-        assert key in shown
-    _assert_one_screen(shown)
+    shipped = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    for number, (old, new, _) in enumerate(ONE_CHANGE):
+        (repo.path / "params.yaml").write_text(shipped, encoding="utf-8")
+        repo.commit("shipped")
+        repo.git("tag", f"was{number}")
+        repo.edit("params.yaml", old, new)
+        grid.Params.model_validate(yaml.safe_load(repo.read("params.yaml")))
+        repo.commit("changed")
+        repo.git("tag", f"is{number}")
+    program = (
+        "from dvc.cli import main\n"
+        f"for n in range({len(ONE_CHANGE)}):\n"
+        "    print('=====', flush=True)\n"
+        "    assert main(['params', 'diff', f'was{n}', f'is{n}']) == 0\n"
+    )
+    said = repo.run(sys.executable, "-c", program).stdout.split("=====\n")[1:]
+    for (_, _, told), shown in zip(ONE_CHANGE, said, strict=True):
+        assert re.search(told, shown), shown
+        _assert_one_screen(shown)
 
 
 def test_invalid_params_stop_in_probe_with_one_line_a_fault_and_touch_no_result(tiny: Repo) -> None:
@@ -198,7 +298,7 @@ def test_invalid_params_stop_in_probe_with_one_line_a_fault_and_touch_no_result(
 
 def test_an_unknown_row_stops_in_probe_with_the_nearest_name(tiny: Repo) -> None:
     before = tiny.hashes("results")
-    tiny.edit("params.yaml", "[improved, sdpa]", "[improvd, sdpa]")
+    tiny.edit("params.yaml", "{improved: true, sdpa: true}", "{improvd: true, sdpa: true}")
     again = tiny.repro()
     assert again.code != 0
     assert again.stages == ["probe@local"]
@@ -230,7 +330,8 @@ def faulty(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> tupl
     repo = finished.repo.copied_to(tmp_path_factory.mktemp("faulty") / "repo")
     (repo.path / "attn/impl/broken.py").write_text('KIND = "core"\ndef attention(:\n', encoding="utf-8")
     (repo.path / "attn/impl/wrong.py").write_text(WRONG, encoding="utf-8")
-    repo.edit("params.yaml", "[improved, sdpa]", "[improved, broken, wrong, sdpa]")
+    rows = "{improved: true, broken: true, wrong: true, sdpa: true}"
+    repo.edit("params.yaml", "{improved: true, sdpa: true}", rows)
     return repo, repo.repro()
 
 

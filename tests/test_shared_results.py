@@ -178,8 +178,8 @@ def test_prune_removes_what_a_removed_row_and_grid_left_behind_and_nothing_else(
     kept.parent.mkdir(parents=True)
     kept.write_text("[]\n", encoding="utf-8")
     before = tiny.hashes()
-    tiny.edit("params.yaml", "implementations: [improved, sdpa]", "implementations: [sdpa]")
-    tiny.edit("params.yaml", "grids: [seed, scaling]", "grids: [seed]")
+    tiny.edit("params.yaml", "implementations: {improved: true, sdpa: true}", "implementations: {sdpa: true}")
+    tiny.edit("params.yaml", "grids: {seed: true, scaling: true}", "grids: {seed: true}")
     looked = tiny.bench("prune", "--dry-run")
     assert looked.returncode == 0, looked.stdout
     assert {name: digest for name, digest in tiny.hashes().items() if name != "params.yaml"} == {

@@ -184,9 +184,10 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 def repo(source: Repo, tmp_path_factory: pytest.TempPathFactory) -> Repo:
     """One good ring and two bad ones, checked and measured on 2 ranks."""
     copy = source.copied_to(tmp_path_factory.mktemp("cluster") / "repo")
-    text = PARAMS.replace("[improved, sdpa]", "[sdpa]").replace("grids: [seed, scaling]", "grids: [seed]")
+    text = PARAMS.replace("improved: true, sdpa", "sdpa").replace("seed: true, scaling: true", "seed: true")
     text = text.replace(
-        "[ring_v2_collective]\n    grids: [seed]", f"[ring_v2_collective, {', '.join(ROWS)}]\n    grids: [ranks]"
+        "{ring_v2_collective: true}\n    grids: {seed: true}",
+        f"{{ring_v2_collective: true, {', '.join(f'{name}: true' for name in ROWS)}}}\n    grids: {{ranks: true}}",
     )
     text = text.replace(
         "\nprotocol:", "\n  ranks:\n    seq_len: [64]\n    n_heads: [2]\n    world_size: [2]\nprotocol:"
