@@ -15,7 +15,7 @@ from attn import registry
 from attn.contract import Unsupported, Workload
 from attn.ring import formulas
 from attn.ring.communicator import Sent
-from bench import breakdown, solved
+from bench import breakdown, oracle, solved
 from bench.calls import CoreCall, RingCall, make
 from bench.device import Cpu, open_device
 from bench.jobs import Job
@@ -40,7 +40,8 @@ def measure(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
     device = open_device(job.device)
     workload = Workload.from_dict(job.workload)
     implementation = registry.read(Path(job.implementation))
-    first = solved.read(Path(job.oracle))
+    problem = solved.read(Path(job.oracle))
+    first = _in_precision(implementation, workload, problem, job)
     try:
         call = make(implementation, workload, first.inputs, job.device, team)
         rss_before = _peak_rss()
@@ -56,7 +57,7 @@ def measure(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
         return {"status": "incorrect", "reason": before.reason, **found}
     if job.process == 0:
         found |= _memory(call, device, team)
-    yardstick = _Yardstick(job, first, device, team)
+    yardstick = _Yardstick(job, problem, device, team)
     try:
         found |= _series(job, call, device, first, team, yardstick)
     except Throttled as error:
@@ -75,6 +76,14 @@ def measure(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
     if not after.right:
         return {"status": "incorrect", "reason": f"after timing, on fresh inputs: {after.reason}", **found}
     return {"status": "ok", **found}
+
+
+def _in_precision(implementation: registry.Implementation, workload: Workload, problem: Solved, job: Job) -> Solved:
+    """The problem with the budgets of the precision that a row declares; what is kept is for that of its dtype."""
+    if implementation.precision == "dtype":
+        return problem
+    kind = "module" if implementation.kind == "module" else "core"
+    return oracle.solve(kind, workload, problem.inputs, job.protocol["seed"], implementation.precision, job.device)
 
 
 def _memory(call: CoreCall, device: Cpu, team: Team) -> dict[str, Any]:

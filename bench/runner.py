@@ -217,6 +217,7 @@ def _record(
         "grid": cell.grid,
         "workload": cell.workload.as_dict(),
         "world_size": cell.world_size,
+        "precision": registry.read(registry.IMPL_DIR / f"{cell.implementation}.py").precision,
         "threads": machine.threads_per_rank(identity["threads"], sharing),
         "oversubscribed": identity["device"] == "cpu" and sharing > identity["cpu_count"],
         "reference": campaign.params.reference_of(cell.family),
