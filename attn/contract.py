@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Kind = Literal["core", "module", "ring"]
 DeviceName = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["dtype", "tf32"]
 MaskKind = Literal["full", "causal"]
 Pass = Literal["forward", "forward_backward"]
 Layout = Literal["contiguous", "zigzag", "striped", "replicated_q"]
@@ -29,6 +30,7 @@ Layout = Literal["contiguous", "zigzag", "striped", "replicated_q"]
 KINDS: tuple[str, ...] = get_args(Kind)
 DEVICES: tuple[str, ...] = get_args(DeviceName)
 DTYPES: tuple[str, ...] = get_args(Dtype)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 MASKS: tuple[str, ...] = get_args(MaskKind)
 PASSES: tuple[str, ...] = get_args(Pass)
 LAYOUTS: tuple[str, ...] = get_args(Layout)

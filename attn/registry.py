@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from attn.contract import DEVICES, DTYPES, KINDS, LAYOUTS, MASKS, Unsupported, Workload
+from attn.contract import DEVICES, DTYPES, KINDS, LAYOUTS, MASKS, PRECISIONS, Precision, Unsupported, Workload
 
 IMPL_DIR = Path(__file__).parent / "impl"
 
@@ -27,9 +27,10 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
     "DTYPES": DTYPES,
     "MASKS": MASKS,
     "LAYOUT": LAYOUTS,
+    "PRECISION": PRECISIONS,
 }
 _REQUIRED = ("KIND", "DEVICES", "DTYPES", "MASKS", "BACKWARD")
-_OPTIONAL: dict[str, Any] = {"CROSS_LENGTH": False, "LAYOUT": "contiguous", "DETERMINISTIC": True}
+_OPTIONAL: dict[str, Any] = {"CROSS_LENGTH": False, "LAYOUT": "contiguous", "DETERMINISTIC": True, "PRECISION": "dtype"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Implementation:
     cross_length: bool = False
     layout: str = "contiguous"
     deterministic: bool = True
+    precision: Precision = "dtype"
     fault: str | None = None
 
     def why_not(self, workload: Workload, device: str) -> str | None:
@@ -90,6 +92,7 @@ def read(path: Path) -> Implementation:
         cross_length=constants["CROSS_LENGTH"],
         layout=constants["LAYOUT"],
         deterministic=constants["DETERMINISTIC"],
+        precision=constants["PRECISION"],
     )
 
 
@@ -155,6 +158,8 @@ def _constants(tree: ast.Module) -> dict[str, Any]:
     missing = [name for name in _REQUIRED if name not in found]
     if missing:
         raise ValueError(f"{', '.join(missing)} missing at the top of the file")
+    if found["PRECISION"] == "tf32" and found["DTYPES"] != ("float32",):
+        raise ValueError(f"PRECISION = 'tf32' with DTYPES = {found['DTYPES']!r}, allowed: ('float32',)")
     return found
 
 
@@ -175,7 +180,7 @@ def _literal(name: str, node: ast.expr) -> Any:
         if not isinstance(value, bool):
             raise ValueError(f"{name} = {value!r}, allowed: True, False")
         return value
-    single = name in ("KIND", "LAYOUT")
+    single = name in ("KIND", "LAYOUT", "PRECISION")
     values = (value,) if single else value
     allowed = _ALLOWED[name]
     if not isinstance(values, tuple) or not values or any(item not in allowed for item in values):

@@ -18,7 +18,7 @@ from typing import Any
 from attn.kernels.flash.configs import Config
 from bench import build_sass, guard
 
-_TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_TYPES = {"float32": "fp32", "tf32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _FLOATS = ("scale", "softmax_scale")
 _FLOAT32 = ("lse", "delta", "part_out", "part_lse", "block_lse")
 _BY_QUERIES, _BY_KEYS = ("q", "dout"), ("k", "v")  # what is read by descriptors, in tiles of block_m or block_n rows
@@ -52,7 +52,12 @@ def compile_(job: dict[str, Any]) -> dict[str, Any]:
 def _signature(function: Any, job: dict[str, Any], config: Config) -> tuple[dict[str, str], dict[str, Any], Any]:
     """Types, constants and divisibilities, as a call on dense tensors has them."""
     given = {"HEAD_DIM": job["head_dim"], "BLOCK_D": job["head_dim"], "BLOCK_M": config.block_m}
-    given |= {"BLOCK_N": config.block_n, "PRECISION": "ieee", "TMA": config.tma, "SPECIALIZE": config.specialize}
+    given |= {
+        "BLOCK_N": config.block_n,
+        "PRECISION": "tf32" if job["dtype"] == "tf32" else "ieee",
+        "TMA": config.tma,
+        "SPECIALIZE": config.specialize,
+    }
     types, constants, attributes = {}, {}, {}
     element = _TYPES[job["dtype"]]
     for i, parameter in enumerate(function.params):

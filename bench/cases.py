@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from attn.contract import Dtype, MaskKind, Workload
+from attn.contract import Dtype, MaskKind, Precision, Workload
 from attn.registry import Implementation
 from bench import oracle, solved
 from bench.jobs import CHECKED_WORLD_SIZES, REAL, shown_against_ranks
@@ -30,16 +30,19 @@ _BASE = Workload(1, 127, 2, 2, 64, "float32", "causal", "forward_backward")
 
 @dataclass(frozen=True)
 class Case:
-    """One check: a workload, how its inputs are made (`variant`), and for rings on how many ranks."""
+    """One check: a workload, how its inputs are made (`variant`), on how many ranks, and in which precision."""
 
     workload: Workload
     variant: str = "normal"
     world_size: int = 1
+    precision: Precision = "dtype"
 
     @property
     def problem(self) -> str:
-        """Workload, and variant where it is not normal: cases of one problem share inputs and truth."""
-        return self.workload.key + (f"-{self.variant}" if self.variant != "normal" else "")
+        """Workload, variant and precision where they are not usual: cases of one problem share inputs and truth."""
+        return "-".join(
+            (self.workload.key, *(x for x in (self.variant, self.precision) if x not in ("normal", "dtype")))
+        )
 
     @property
     def name(self) -> str:
@@ -84,7 +87,7 @@ def _moved(case: Case, implementation: Implementation) -> Case:
     overflows = dtype == "float16" and case.variant == "values-1e4"
     if overflows or (pass_ == "forward" and case.variant in _PLACED_DOUT):
         return case
-    return replace(case, workload=replace(w, dtype=dtype, mask=mask, pass_=pass_))
+    return replace(case, workload=replace(w, dtype=dtype, mask=mask, pass_=pass_), precision=implementation.precision)
 
 
 def _first(order: tuple[_Word, ...], declared: tuple[str, ...]) -> _Word:
@@ -113,7 +116,7 @@ def solve(case: Case, kind: str, seed: int, folder: Path | None = None, real: Pa
             given |= _real(case, real, [name for name in given if name != "dout"])
         elif case.variant in _VALUES:
             given = _VALUES[case.variant](given)
-        found = oracle.solve(kind, case.workload, given, seed)
+        found = oracle.solve(kind, case.workload, given, seed, case.precision)
     return _with_nan(found, case) if case.has_nan else found
 
 

@@ -39,7 +39,11 @@ def check(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
     named = [case for case in cases.cases(implementation) if case.world_size == job.world_size]
     chosen = [case for case in named if re.search(job.only, case.name)]
     asked = (Workload.from_dict(fields) for fields in job.workloads)
-    chosen += [Case(w, world_size=job.world_size) for w in asked if not implementation.why_not(w, job.device)]
+    chosen += [
+        Case(w, world_size=job.world_size, precision=implementation.precision)
+        for w in asked
+        if not implementation.why_not(w, job.device)
+    ]
     found = []
     with spent.during("judging"):
         for case in chosen:

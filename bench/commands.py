@@ -248,7 +248,7 @@ def _listed(one: Implementation, device: str, in_params: bool) -> dict[str, Any]
         "implementation": one.name,
         "kind": one.kind or "-",
         "listed": "yes" if in_params else "no",
-        "dtypes": ", ".join(one.dtypes) or "-",
+        "dtypes": (", ".join(one.dtypes) or "-") + (f" (products {one.precision})" if one.precision != "dtype" else ""),
         "masks": ", ".join(one.masks) or "-",
         "backward": "yes" if one.backward else "no",
         "here": _why_not_here(one, device) or "runs",

@@ -15,7 +15,7 @@ import torch
 
 from attn import registry
 from attn.contract import Unsupported, Workload
-from bench import solved
+from bench import oracle, solved
 from bench.calls import make
 from bench.device import open_device
 from bench.jobs import Job
@@ -51,7 +51,7 @@ class Contestant:
         self.device = open_device(self.job.device)
         self.workload = Workload.from_dict(self.job.workload)
         self.implementation = registry.read(Path(self.job.implementation))
-        self.first = solved.read(Path(self.job.oracle))
+        self.first = oracle.in_precision(solved.read(Path(self.job.oracle)), self.job)
         with registry.third_party():
             self.call = make(self.implementation, self.workload, self.first.inputs, self.job.device)
         self.watch = Watch(self.call, self.first, Solo(), self.job.protocol["seed"] + self.job.process)

@@ -15,7 +15,7 @@ from attn import registry
 from attn.contract import Unsupported, Workload
 from attn.ring import formulas
 from attn.ring.communicator import Sent
-from bench import breakdown, machine, solved
+from bench import breakdown, machine, oracle, solved
 from bench.calls import CoreCall, RingCall, make
 from bench.device import Cpu, open_device
 from bench.jobs import Job
@@ -46,7 +46,8 @@ def _measured(job: Job, team: Team, spent: Spent) -> dict[str, Any]:
     torch.manual_seed(job.protocol["seed"] + job.process)
     device = open_device(job.device)
     with spent.during("truth"):
-        first = solved.read(Path(job.oracle))
+        problem = solved.read(Path(job.oracle))
+        first = oracle.in_precision(problem, job)
     try:
         call, found = _first_call(job, first.inputs, device, team, spent)
     except Unsupported as error:
@@ -60,7 +61,7 @@ def _measured(job: Job, team: Team, spent: Spent) -> dict[str, Any]:
         with spent.during("memory"):
             found |= _memory(call, device, team)
     with spent.during("warm_up"):
-        yardstick = _Yardstick(job, first, device, team, spent)
+        yardstick = _Yardstick(job, problem, device, team, spent)
     try:
         found |= _series(job, call, device, first, team, yardstick)
     except Throttled as error:

@@ -11,6 +11,9 @@ case, never hand-tuned constants. Each row of a tensor (its last dimension) has 
                the tensor (of all gradients together), three formulations and several orders of summation, as a
                multiple of the rounding there
 
+Of a row that declares tf32, the factors of all products of plain attention are rounded to tf32: to the nearest in one
+run and cut off in another, as tensor cores do to what is not rounded.
+
 A row's own baseline error would be a budget by luck: where it happens to be exact, right kernels fail.
 As a multiple of the rounding it is pooled over rows, and still each row answers for its own size.
 
@@ -23,6 +26,7 @@ See docs/how-we-judge.md.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -33,9 +37,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attn import reference
-from attn.contract import Mask, Workload
+from attn import reference, registry
+from attn.contract import Mask, Precision, Workload
 from bench import solved
+from bench.jobs import Job
 from bench.solved import Solved, Tensors, by_head
 
 FORWARD_ROUNDINGS = 3
@@ -76,8 +81,11 @@ def inputs(kind: str, workload: Workload, seed: int) -> Tensors:
     return {name: x.to(dtype) for name, x in made.items()}
 
 
-def solve(kind: str, workload: Workload, given: Tensors, seed: int = 0) -> Solved:
-    """Truth and budgets for given inputs."""
+def solve(
+    kind: str, workload: Workload, given: Tensors, seed: int = 0, precision: Precision = "dtype", device: str = "cpu"
+) -> Solved:
+    """Truth and budgets for given inputs, computed on a device, kept on the CPU."""
+    host, given = given, {name: x.to(device) for name, x in given.items()}
     rows = sampled_rows(kind, workload)
     truth = _plain(kind, workload, _double(given), rows)
     rounding = {name: _ulp(_largest(name, x), name, workload) for name, x in truth.items()}
@@ -92,7 +100,7 @@ def solve(kind: str, workload: Workload, given: Tensors, seed: int = 0) -> Solve
     pool = {name: "gradients" if name.startswith("d") else name for name in truth}
     worst = dict.fromkeys(pool.values(), 0.0)
     rms = dict.fromkeys(truth.keys() - {"lse"}, 0.0)
-    for baseline in _baselines(kind, workload, given, seed, rows):
+    for baseline in _baselines(kind, workload, given, seed, rows, precision):
         error = {name: baseline[name].double() - x for name, x in truth.items()}
         for name in truth:
             worst[pool[name]] = max(worst[pool[name]], float((_largest(name, error[name]) / rounding[name]).max()))
@@ -100,7 +108,18 @@ def solve(kind: str, workload: Workload, given: Tensors, seed: int = 0) -> Solve
     budget = {name: 2.0 * (1.0 + worst[pool[name]]) * x for name, x in rounding.items()}
     at_best = _rms_at_best(kind, workload, given, seed, truth, rounding, rows)
     rms = {name: 2.0 * (x + at_best[name]) / (2.0 * (1.0 + worst[pool[name]])) for name, x in rms.items()}
-    return Solved(given, truth, budget, {name: torch.tensor(x, dtype=torch.float64) for name, x in rms.items()}, rows)
+    of_heads = {name: torch.tensor(x, dtype=torch.float64) for name, x in rms.items()}
+    truth, budget = ({name: x.cpu() for name, x in found.items()} for found in (truth, budget))
+    return Solved(host, truth, budget, of_heads, rows)
+
+
+def in_precision(problem: Solved, job: Job) -> Solved:
+    """With the budgets of the precision that the job's row declares; what is kept is for that of its dtype."""
+    implementation = registry.read(Path(job.implementation))
+    if implementation.precision == "dtype":
+        return problem
+    workload, kind = Workload.from_dict(job.workload), "module" if implementation.kind == "module" else "core"
+    return solve(kind, workload, problem.inputs, job.protocol["seed"], implementation.precision, job.device)
 
 
 def _rms_at_best(
@@ -155,9 +174,10 @@ def _plain(
     rows: Tensor | None,
     shake: reference.Shake | None = None,
     way: reference.Way = "plain",
+    factors: reference.Factors | None = None,
 ) -> Tensors:
     """The plain functions of attn.reference, in the dtype that is given; gradients named d + input."""
-    how: dict[str, Any] = {"mask": Mask(w.mask), "shake": shake, "way": way}
+    how: dict[str, Any] = {"mask": Mask(w.mask), "shake": shake, "way": way, "factors": factors}
     if kind == "module":
         return _differentiated(w, given, rows, partial(_module, how | {"n_heads": w.n_heads}))
     how["softmax_scale"] = w.softmax_scale
@@ -205,8 +225,10 @@ def _differentiated(
     return {name: x.detach() for name, x in results.items()}
 
 
-def _baselines(kind: str, w: Workload, given: Tensors, seed: int, rows: Tensor | None) -> Iterator[Tensors]:
-    """Plain attention in the row's dtype, in three formulations, its sums taken in several orders.
+def _baselines(
+    kind: str, w: Workload, given: Tensors, seed: int, rows: Tensor | None, precision: Precision
+) -> Iterator[Tensors]:
+    """Plain attention in the row's dtype and precision, in three formulations, its sums taken in several orders.
 
     What is exact by luck in one is not in all. head_dim is permuted (embed_dim of a module) and, where every query
     sees every key, the keys (tokens of a module), which changes nothing in exact arithmetic.
@@ -215,8 +237,8 @@ def _baselines(kind: str, w: Workload, given: Tensors, seed: int, rows: Tensor |
         width, keys = _orders(kind, w, seed, run, rows)
         changed = {name: _in_order(kind, name, x, width, keys) for name, x in given.items()}
         back = torch.argsort(width), None if keys is None else torch.argsort(keys)
-        for way in get_args(reference.Way):
-            results = _plain(kind, w, changed, rows, way=way)
+        for way, factors in itertools.product(get_args(reference.Way), reference.FACTORS[precision]):
+            results = _plain(kind, w, changed, rows, way=way, factors=factors)
             yield {name: _in_order(kind, name, x, *back) for name, x in results.items()}
 
 
@@ -251,7 +273,7 @@ def _shaken(
     generator = _generator(w.key, seed, draw, "shake")
 
     def shake(x: Tensor, name: str) -> Tensor:
-        return x * (1 + _info(name, w).eps / 2 * _signs(x.shape, generator))
+        return x * (1 + _info(name, w).eps / 2 * _signs(x.shape, generator).to(x.device))
 
     return {name: shake(x, name) for name, x in _double(given).items()}, rows, shake
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from attn import registry
 from bench import losses, machine, placement, roofline, stats
 from bench.grid import Cell
 from bench.records import Figure, Figures, Record, Status
@@ -36,6 +37,7 @@ def record(
         "grid": cell.grid,
         "workload": cell.workload.as_dict(),
         "world_size": cell.world_size,
+        "precision": registry.read(registry.IMPL_DIR / f"{cell.implementation}.py").precision,
         "threads": machine.threads_per_rank(identity["threads"], sharing),
         "oversubscribed": identity["device"] == "cpu" and sharing > identity["cpu_count"],
         "reference": campaign.params.reference_of(cell.family),

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from attn.contract import Precision
 from bench.files import read_json, write_json
 
 Status = Literal["ok", "incorrect", "unsupported", "out_of_memory", "timeout", "crashed", "not_measured"]
@@ -140,6 +141,7 @@ class Record(_Frozen):
     grid: str
     workload: dict[str, Any]
     world_size: int
+    precision: Precision = "dtype"  # of products, as the row declares it
     threads: int
     oversubscribed: bool
     reference: str

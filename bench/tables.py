@@ -147,7 +147,12 @@ def where(record: Record) -> str:
 
 def _notes(records: list[Record]) -> list[str]:
     sampled = [f"- {r.implementation} {where(r)}: judged on {r.sampled}" for r in records if r.sampled]
-    return [*_reasons(records), *_not_compared(records), *sampled]
+    low = dict.fromkeys((r.implementation, r.workload["dtype"], r.precision) for r in records if r.precision != "dtype")
+    declared = [
+        f"- {name}: {dtype} in memory, products in {precision}; judged by what that precision costs plain attention"
+        for name, dtype, precision in low
+    ]
+    return [*_reasons(records), *_not_compared(records), *sampled, *declared]
 
 
 def _not_compared(records: list[Record]) -> list[str]:

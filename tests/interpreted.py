@@ -144,6 +144,24 @@ def parts() -> None:
     torch.testing.assert_close(few[0][:, 2], v[:, 0].repeat_interleave(3, 1))
 
 
+def tf32() -> None:
+    """The tf32 row asks every product, of gradients and of decoding too, for tf32, and the float32 row none."""
+    asked, dot = [], interpreter.InterpreterBuilder.create_dot
+
+    def noted(self, a, b, d, input_precision, *more):
+        asked.append(input_precision.name)
+        return dot(self, a, b, d, input_precision, *more)
+
+    interpreter.InterpreterBuilder.create_dot = noted
+    for queries in (20, 3):
+        q, k, v, dout = (x.requires_grad_() for x in drawn((1, queries, 1), (1, 40, 1), 32))
+        for name, wanted in (("triton_flash", "IEEE"), ("triton_flash_tf32", "TF32")):
+            attention = registry.load(registry.find()[name]).attention
+            attention(q, k, v, softmax_scale=0.3, mask=Mask("full")).backward(dout)
+            assert set(asked) == {wanted}, (name, queries, asked)
+            asked.clear()
+
+
 def refusals() -> None:
     """What the kernels lack is Unsupported, with what was asked for and what there is."""
     asked = {
@@ -151,6 +169,9 @@ def refusals() -> None:
         r"head_dim 264, the kernels have 1 to 256": (torch.float32, 264, 1.0),
         r"softmax_scale -1.0, the kernels take 0 and more": (torch.float32, 32, -1.0),
     }
+    q = torch.zeros(1, 20, 1, 32, dtype=torch.bfloat16)
+    with pytest.raises(Unsupported, match=r"dtype torch.bfloat16 with products in tf32, which are of float32"):
+        host.attention(q, q, q, softmax_scale=1.0, mask=Mask("full"), precision="tf32")
     for words, (dtype, head_dim, softmax_scale) in asked.items():
         q = torch.zeros(1, 20, 1, head_dim, dtype=dtype)
         with pytest.raises(Unsupported, match=words):

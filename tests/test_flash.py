@@ -70,7 +70,7 @@ def test_a_tile_that_is_never_written_is_found():
     assert [one["status"] for one in found] == ["incorrect"]
 
 
-@pytest.mark.parametrize("what", ["descriptors", "strides", "blocks", "merged", "parts", "refusals"])
+@pytest.mark.parametrize("what", ["descriptors", "strides", "blocks", "merged", "parts", "tf32", "refusals"])
 def test_what_no_case_of_the_judge_reaches(what):
     assert interpreted(what) == []
 
@@ -117,3 +117,10 @@ def test_a_head_dim_that_is_too_large_is_unsupported():
     assert [configs.padded(size) for size in (1, 16, 40, 64, 80, 256)] == [32, 32, 64, 64, 128, 256]
     with pytest.raises(Unsupported, match="head_dim 257, the kernels have 1 to 256"):
         configs.padded(257)
+
+
+def test_the_tf32_row_is_float32_in_memory_and_chooses_among_its_own_configurations():
+    row = registry.find()["triton_flash_tf32"]
+    assert (row.fault, row.dtypes, row.precision) == (None, ("float32",), "tf32")
+    keys = [configs.key(kernel, 90, "tf32", 64) for kernel in ("forward", "dq", "dkdv", "decode")]
+    assert all(configs.passed()[key] for key in keys)

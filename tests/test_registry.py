@@ -41,8 +41,9 @@ def test_constants_are_read_from_a_file_that_would_raise_on_import(read):
 
 def test_optional_constants_have_their_defaults_and_are_read_where_given(read):
     plain, given = read(GOOD), read(GOOD + 'CROSS_LENGTH = True\nLAYOUT = "zigzag"\n')
-    assert (plain.cross_length, plain.layout) == (False, "contiguous")
+    assert (plain.cross_length, plain.layout, plain.precision) == (False, "contiguous", "dtype")
     assert (given.cross_length, given.layout) == (True, "zigzag")
+    assert read(GOOD.replace(', "bfloat16"', ",") + 'PRECISION = "tf32"\n').precision == "tf32"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,11 @@ def test_optional_constants_have_their_defaults_and_are_read_where_given(read):
         (GOOD.replace('("full",)', "()"), "MASKS = (), allowed: a tuple of full, causal"),
         (GOOD.replace("False", "0"), "BACKWARD = 0, allowed: True, False"),
         (GOOD + 'LAYOUT = "diagonal"\n', "LAYOUT = 'diagonal', allowed: one of contiguous, zigzag"),
+        (GOOD + 'PRECISION = "tf64"\n', "PRECISION = 'tf64', allowed: one of dtype, tf32"),
+        (
+            GOOD + 'PRECISION = "tf32"\n',
+            "PRECISION = 'tf32' with DTYPES = ('float32', 'bfloat16'), allowed: ('float32',)",
+        ),
         (GOOD + 'CROSS_LENGTH = "yes"\n', "CROSS_LENGTH = 'yes', allowed: True, False"),
         (GOOD + "x = '\0'\n", "broken file row.py: "),
     ],

@@ -84,11 +84,11 @@ def made_up(case):
 
 
 def test_right_rows_are_accepted_over_20_seeds(monkeypatch, capsys, count):
-    """Cases of up to 70 tokens; each of those of up to 130 at one seed."""
+    """Cases of up to 70 tokens; each of those of up to 130 at one seed. Of tf32, with budgets of its own, 2 seeds."""
 
     def wanted(seed, case):
         short = longest(case) <= 70 or (longest(case) <= 130 and sum(case.problem.encode()) % 20 == seed)
-        return made_up(case) and short
+        return made_up(case) and short and (case.precision == "dtype" or seed < 2)
 
     seeds = range(20)
     found = ((seed, name, case) for seed in seeds for name, case in judged_here(seed, wanted, monkeypatch))

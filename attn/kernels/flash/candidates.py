@@ -6,11 +6,11 @@ tensors that do not lie as descriptors need them. Imports no triton.
 
 from __future__ import annotations
 
-from attn.kernels.flash.configs import ARCHITECTURES, HEAD_DIMS, ROWS
+from attn.kernels.flash.configs import ARCHITECTURES, HEAD_DIMS, PRECISIONS, ROWS
 
 KERNELS = ("forward", "dkdv", "dq", "decode", "delta", "reduce", "merge")
 WITHOUT_PRODUCT = ("delta", "reduce", "merge")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")  # of the kernels without a product
 
 _FLOAT32 = {  # fused multiply-adds: tiles that fit into registers
     "forward": {32: "m32n32w4s1", 64: "m32n32w4s1", 128: "m16n16w4s1", 256: "m16n16w8s1"},
@@ -29,6 +29,12 @@ _WITH_POINTERS = {
     "dkdv": {32: "m32n64w4s2", 64: "m32n64w4s2", 128: "m32n64w8s1", 256: "m16n32w8s1"},
     "dq": {32: "m64n64w4s2", 64: "m64n64w4s2", 128: "m64n32w4s2", 256: "m32n32w4s1"},
 }
+_TF32 = {  # float32 in shared memory: a tile of half as many keys as in 16 bits, or fewer; by pointers
+    "forward": {32: "m64n32w4s2", 64: "m64n32w4s2", 128: "m64n32w4s1", 256: "m32n16w4s1"},
+    "dkdv": {32: "m32n32w4s1", 64: "m32n32w4s1", 128: "m16n32w4s1", 256: "m16n16w4s1"},
+    "dq": {32: "m32n32w4s1", 64: "m32n32w4s1", 128: "m32n16w4s1", 256: "m16n16w4s1"},
+    "decode": {32: "m16n64w4s2", 64: "m16n64w4s2", 128: "m16n32w4s2", 256: "m16n16w4s1"},
+}
 _INSTEAD = {("forward", 100, 128): "m128n64w8s2"}  # of _WITH_POINTERS
 _AFTER = {  # of sm_80 and sm_120, chosen where the one before does not pass
     "forward": {32: "m64n64w4s3", 64: "m64n64w4s3", 128: "m64n32w4s2", 256: "m64n16w4s1"},
@@ -43,6 +49,8 @@ def candidates(kernel: str, arch: int, dtype: str, head_dim: int) -> list[str]:
         return [f"m{ROWS}n{ROWS}w4s1"]
     if dtype == "float32":
         return [_FLOAT32[kernel][head_dim]]
+    if dtype == "tf32":
+        return [_TF32[kernel][head_dim]]
     if kernel == "decode":
         return [_DECODE[head_dim]]
     if arch in (90, 100):
@@ -56,7 +64,7 @@ def all_candidates(kernel: str) -> list[tuple[int, str, int, str]]:
     return [
         (arch, dtype, head_dim, config)
         for arch in ARCHITECTURES
-        for dtype in DTYPES
+        for dtype in (DTYPES if kernel in WITHOUT_PRODUCT else PRECISIONS)
         for head_dim in HEAD_DIMS
         for config in candidates(kernel, arch, dtype, head_dim)
     ]

@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from attn.contract import Mask, Unsupported
+from attn.contract import Mask, Precision, Unsupported
 from attn.kernels.flash import configs
 from attn.kernels.flash.configs import Config
 from attn.kernels.flash.decode import decode_kernel
@@ -44,18 +44,20 @@ def shift_of_block(causal: bool) -> int:
     return 0 if causal else EVERYTHING
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Mask) -> Tensor:
-    """Shapes as in `attn.contract`; out as q, differentiable.
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Mask, precision: Precision = "dtype"
+) -> Tensor:
+    """Shapes as in `attn.contract`; out as q, differentiable. With precision tf32 q, k and v are float32.
 
     Raises:
         Unsupported: a device, dtype, head_dim, length or scale that the kernels lack.
     """
     shift = shift_of(mask, q.shape[1], k.shape[1])
-    return _Flash.apply(q, k, v, softmax_scale, shift)  # type: ignore[no-any-return]
+    return _Flash.apply(q, k, v, softmax_scale, shift, precision)  # type: ignore[no-any-return]
 
 
 def forward(
-    q_bshd: Tensor, k_btgd: Tensor, v_btgd: Tensor, *, softmax_scale: float, shift: int
+    q_bshd: Tensor, k_btgd: Tensor, v_btgd: Tensor, *, softmax_scale: float, shift: int, precision: Precision = "dtype"
 ) -> tuple[Tensor, Tensor]:
     """`out` (as q) and `lse` (b, h, s) float32, natural logarithm; -inf, and out 0, where a query sees no key.
 
@@ -63,20 +65,20 @@ def forward(
         Unsupported: as `attention`.
     """
     q, k, v = (_side_by_side(x) for x in (q_bshd, k_btgd, v_btgd))
-    _refuse(q, k, softmax_scale)
+    _refuse(q, k, softmax_scale, precision)
     group = q.shape[2] // k.shape[2]
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
     with _on(q):
         if q.shape[1] * group <= _FEW_ROWS:
-            _decode(q, k, v, out, lse, softmax_scale, shift)
+            _decode(q, k, v, out, lse, softmax_scale, shift, precision)
             return out, lse
-        config = choose("forward", q, (q, k, v))
+        config = choose("forward", q, (q, k, v), precision)
         m, n = config.block_m, config.block_n
         x = [_rows(y, config, rows) for y, rows in ((q, m), (k, n), (v, n))]
         forward_kernel[(_tiles(q, m),)](
             *x, out, lse, *_strides(q, k, v, out), softmax_scale * _LOG2_E, q.shape[1], k.shape[1], shift, q.shape[2],
-            group, **_tile(q, config), TMA=config.tma, SPECIALIZE=config.specialize, **_warps(config),
+            group, **_tile(q, config, precision), TMA=config.tma, SPECIALIZE=config.specialize, **_warps(config),
         )  # fmt: skip
     return out, lse
 
@@ -92,6 +94,7 @@ def backward(
     softmax_scale: float,
     shift: int,
     dtype: torch.dtype,
+    precision: Precision = "dtype",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients dq (b, s, h, d), dk and dv (b, t, g, d) in `dtype`, given `out` and `lse` over these keys or more.
 
@@ -100,7 +103,7 @@ def backward(
     """
     dout, q, k, v, out = (_side_by_side(x) for x in (dout_bshd, q_bshd, k_btgd, v_btgd, out_bshd))
     lse = lse_bhs.contiguous()
-    _refuse(q, k, softmax_scale)
+    _refuse(q, k, softmax_scale, precision)
     dq, dk, dv = (torch.empty(x.shape, dtype=dtype, device=x.device) for x in (q, k, v))
     delta = torch.empty_like(lse)
     sizes = (q.shape[1], k.shape[1], shift, q.shape[2], q.shape[2] // k.shape[2])
@@ -109,18 +112,18 @@ def backward(
         delta_kernel[(_tiles(q, configs.ROWS),)](
             out, dout, delta, *_strides(out, dout), q.shape[1], q.shape[2], **_without_product(q)
         )
-        config = choose("dkdv", q, (q, k, v, dout))
+        config = choose("dkdv", q, (q, k, v, dout), precision)
         m, n = config.block_m, config.block_n
         x = [_rows(y, config, rows) for y, rows in ((q, m), (k, n), (v, n), (dout, m))]
         dkdv_kernel[(_tiles(k, n),)](
-            *x, lse, delta, dk, dv, *_strides(q, k, v, dout, dk, dv), *scales, *sizes, **_tile(q, config),
+            *x, lse, delta, dk, dv, *_strides(q, k, v, dout, dk, dv), *scales, *sizes, **_tile(q, config, precision),
             TMA=config.tma, **_warps(config),
         )  # fmt: skip
-        config = choose("dq", q, (q, k, v, dout))
+        config = choose("dq", q, (q, k, v, dout), precision)
         m, n = config.block_m, config.block_n
         x = [_rows(y, config, rows) for y, rows in ((q, m), (k, n), (v, n), (dout, m))]
         dq_kernel[(_tiles(q, m),)](
-            *x, lse, delta, dq, *_strides(q, k, v, dout, dq), *scales, *sizes, **_tile(q, config),
+            *x, lse, delta, dq, *_strides(q, k, v, dout, dq), *scales, *sizes, **_tile(q, config, precision),
             TMA=config.tma, **_warps(config),
         )  # fmt: skip
     return dq, dk, dv
@@ -139,7 +142,7 @@ def merge_(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> No
         )  # fmt: skip
 
 
-def choose(kernel: str, q: Tensor, read: tuple[Tensor, ...] = ()) -> Config:
+def choose(kernel: str, q: Tensor, read: tuple[Tensor, ...] = (), precision: Precision = "dtype") -> Config:
     """The first configuration that passed the build for the device that q is on.
 
     One that reads by tensor descriptors is left out where a tensor of `read` does not lie as those need it.
@@ -150,7 +153,7 @@ def choose(kernel: str, q: Tensor, read: tuple[Tensor, ...] = ()) -> Config:
     if q.device.type == "cpu":
         return configs.interpreted(q.shape[1])
     arch = configs.architecture(torch.cuda.get_device_capability(q.device))
-    key = configs.key(kernel, arch, _precision(q), q.shape[-1])
+    key = configs.key(kernel, arch, _precision(q, precision), q.shape[-1])
     lying = all(_fits_descriptor(x) for x in read)
     named = [Config.parse(name) for name in configs.passed().get(key, [])]
     found = next((config for config in named if lying or not config.tma), None)
@@ -159,10 +162,12 @@ def choose(kernel: str, q: Tensor, read: tuple[Tensor, ...] = ()) -> Config:
     return found
 
 
-def _decode(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, softmax_scale: float, shift: int) -> None:
+def _decode(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, softmax_scale: float, shift: int, precision: Precision
+) -> None:
     batch, seq_len, n_heads, head_dim = q.shape
     kv_seq_len, n_kv_heads = k.shape[1:3]
-    config, group = choose("decode", q), n_heads // n_kv_heads
+    config, group = choose("decode", q, precision=precision), n_heads // n_kv_heads
     tiles = batch * n_kv_heads * -(-seq_len * group // config.block_m)
     parts = min(-(-kv_seq_len // config.block_n), max(1, 2 * _processors(q) // tiles))
     part = -(-kv_seq_len // (parts * config.block_n)) * config.block_n
@@ -171,7 +176,7 @@ def _decode(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, softmax_s
     part_lse = q.new_empty((parts, batch, n_heads, seq_len), dtype=torch.float32)
     decode_kernel[(tiles, parts)](
         q, k, v, part_out, part_lse, *_strides(q, k, v), softmax_scale * _LOG2_E, seq_len, kv_seq_len, shift, n_heads,
-        group, batch, part, **_tile(q, config), **_warps(config),
+        group, batch, part, **_tile(q, config, precision), **_warps(config),
     )  # fmt: skip
     reduce_kernel[(-(-lse.numel() // configs.ROWS),)](
         part_out, part_lse, out, lse, *_strides(out), seq_len, n_heads, lse.numel(), parts, **_without_product(q)
@@ -180,26 +185,29 @@ def _decode(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, softmax_s
 
 class _Flash(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, shift: int) -> Tensor:
-        out, lse = forward(q, k, v, softmax_scale=softmax_scale, shift=shift)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, shift: int, precision: Precision
+    ) -> Tensor:
+        out, lse = forward(q, k, v, softmax_scale=softmax_scale, shift=shift, precision=precision)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.softmax_scale, ctx.shift = softmax_scale, shift
+        ctx.how = {"softmax_scale": softmax_scale, "shift": shift, "precision": precision, "dtype": q.dtype}
         return out
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        how = {"softmax_scale": ctx.softmax_scale, "shift": ctx.shift, "dtype": q.dtype}
-        return *backward(dout, q, k, v, out, lse, **how), None, None
+        return *backward(dout, q, k, v, out, lse, **ctx.how), None, None, None
 
 
-def _refuse(q: Tensor, k: Tensor, softmax_scale: float) -> None:
+def _refuse(q: Tensor, k: Tensor, softmax_scale: float, precision: Precision) -> None:
     """What the kernels lack, in words."""
     interpreted = triton.knobs.runtime.interpret
     if q.device.type != ("cpu" if interpreted else "cuda"):
         raise Unsupported(f"device {q.device.type}, the kernels run on cuda; on the CPU only in Triton's interpreter")
     if q.dtype not in _DTYPES:
         raise Unsupported(f"dtype {q.dtype}, the kernels have {', '.join(_DTYPES.values())}")
+    if precision == "tf32" and q.dtype != torch.float32:
+        raise Unsupported(f"dtype {q.dtype} with products in tf32, which are of float32")
     configs.padded(q.shape[-1])
     if not 0 <= softmax_scale < math.inf:
         raise Unsupported(f"softmax_scale {softmax_scale}, the kernels take 0 and more")
@@ -234,10 +242,10 @@ def _tiles(x: Tensor, rows: int) -> int:
     return x.shape[0] * x.shape[2] * -(-x.shape[1] // rows)
 
 
-def _tile(q: Tensor, config: Config) -> dict[str, Any]:
-    precision = {"float32": "ieee"}.get(_precision(q), "tf32")  # of 16-bit products it says nothing
+def _tile(q: Tensor, config: Config, precision: Precision) -> dict[str, Any]:
+    products = {"float32": "ieee"}.get(_precision(q, precision), "tf32")  # of 16-bit ones it says nothing
     sizes = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
-    return {"HEAD_DIM": q.shape[-1], "BLOCK_D": configs.padded(q.shape[-1]), "PRECISION": precision, **sizes}
+    return {"HEAD_DIM": q.shape[-1], "BLOCK_D": configs.padded(q.shape[-1]), "PRECISION": products, **sizes}
 
 
 def _without_product(x: Tensor) -> dict[str, Any]:
@@ -248,8 +256,8 @@ def _warps(config: Config) -> dict[str, int]:
     return {"num_warps": config.num_warps, "num_stages": config.num_stages}
 
 
-def _precision(q: Tensor) -> str:
-    return _DTYPES[q.dtype]
+def _precision(q: Tensor, precision: Precision) -> str:
+    return _DTYPES[q.dtype] if precision == "dtype" else precision
 
 
 def _processors(q: Tensor) -> int:
