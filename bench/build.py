@@ -13,7 +13,7 @@ import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 
 from attn.kernels.flash import candidates
 from attn.kernels.flash.configs import Config
-from bench import build_sass, closure, machine
+from bench import build_peers, build_sass, build_triton, closure, machine
 from bench.files import read_json, write_json
 from bench.progress import steps
 from bench.worker import tail
@@ -32,6 +32,9 @@ _DEADLINE_S = 300
 _DYING_S = 10
 _COMPILER = (sys.executable, "-m", "bench.build_compile")
 _SOURCES = closure.ROOT / "attn" / "kernels" / "flash"
+_BENCH = closure.ROOT / "bench"
+_TRITONS = "flash_attention.py"
+_NOT_KEPT = ("cubin", "figures", "source", "missing")
 
 
 def build(kernel: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
@@ -43,13 +46,16 @@ def build(kernel: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
     Raises:
         ValueError: there is no such kernel.
     """
-    if kernel not in candidates.KERNELS:
-        raise ValueError(f"no kernel {kernel}, allowed: {', '.join(candidates.KERNELS)}")
+    allowed = (*candidates.KERNELS, build_peers.PEERS)
+    if kernel not in allowed:
+        raise ValueError(f"no kernel {kernel}, allowed: {', '.join(allowed)}")
     target = folder / kernel
     target.mkdir(parents=True, exist_ok=True)
     jobs = _jobs(kernel, target)
     todo = [job for job in jobs if not _is_there(job)]
-    kept = {Path(job[which]).name for job in jobs for which in ("cubin", "figures")}
+    missing = build_triton.fetch(target / _TRITONS) if any("source" in job for job in todo) else None
+    todo = [job | ({"missing": missing} if missing and "source" in job else {}) for job in todo]
+    kept = {Path(job[which]).name for job in jobs for which in ("cubin", "figures", "source") if which in job}
     for path in sorted(target.iterdir()):
         if path.name not in kept:
             path.unlink()
@@ -66,18 +72,17 @@ def build(kernel: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
     return found
 
 
-def report(folder: Path = FOLDER) -> list[dict[str, Any]]:
-    """All that is built, in the order of the candidates, each with `verdict`: passed, or why it cannot be chosen.
+def report(folder: Path = FOLDER) -> dict[str, list[dict[str, Any]]]:
+    """`configurations`: all that is built, in the order of the candidates, each with `verdict`: passed, or why not.
+
+    `others`: what is compiled beside them; `comparison`: those against these.
 
     Raises:
         FileNotFoundError: something was never built.
     """
-    found = []
-    for kernel in candidates.KERNELS:
-        for job in _jobs(kernel, folder / kernel):
-            entry = {name: value for name, value in read_json(Path(job["figures"])).items() if name != "code"}
-            found.append({**entry, "verdict": verdict(entry)})
-    return found
+    ours = [entry | {"verdict": verdict(entry)} for kernel in candidates.KERNELS for entry in _figures(kernel, folder)]
+    others = _figures(build_peers.PEERS, folder)
+    return {"configurations": ours, "others": others, "comparison": build_peers.comparison(ours, others)}
 
 
 def verdict(entry: dict[str, Any]) -> str:
@@ -94,8 +99,7 @@ def verdict(entry: dict[str, Any]) -> str:
 
 def needed(entry: dict[str, Any], config: Config) -> int:
     """Multiply-adds of one tile in the main loop: products x block_m x block_n x head_dim."""
-    each = {"forward": 2, "decode": 2, "dq": 3, "dkdv": 4}[entry["kernel"]]
-    return each * config.block_m * config.block_n * int(entry["head_dim"])
+    return build_peers.PRODUCTS.get(entry["kernel"], 2) * config.block_m * config.block_n * int(entry["head_dim"])
 
 
 def passed(found: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
@@ -129,16 +133,38 @@ def _tensor_cores(entry: dict[str, Any], config: Config) -> str | None:
     return f"tensor cores do {done} multiply-adds of {due}" if done is not None and done < due else None
 
 
+def _figures(kernel: str, folder: Path) -> list[dict[str, Any]]:
+    found = (read_json(Path(job["figures"])) for job in _jobs(kernel, folder / kernel))
+    return [{name: value for name, value in entry.items() if name != "code"} for entry in found]
+
+
 def _jobs(kernel: str, target: Path) -> list[dict[str, Any]]:
-    code = closure.fingerprint(_SOURCES / f"{kernel}.py", Path("bench/build_compile.py").resolve())
+    """What is compiled into a folder; `code`: by what it is kept."""
     jobs = []
-    for arch, dtype, head_dim, config in candidates.all_candidates(kernel):
-        key = f"{kernel}/sm_{arch}/{dtype}/d{head_dim}"
-        stem = f"sm_{arch}-{dtype}-d{head_dim}-{config}"
-        job = {"key": key, "kernel": kernel, "arch": arch, "dtype": dtype, "head_dim": head_dim, "config": config}
-        made_by = hashlib.sha256(json.dumps([job, code, machine.version("triton")]).encode()).hexdigest()[:16]
+    for job in build_peers.all_jobs() if kernel == build_peers.PEERS else _ours(kernel):
+        names = (f"sm_{job['arch']}", job["dtype"], f"d{job['head_dim']}")
+        stem = "-".join((*names, job["config"]))
+        if "mask" in job:
+            stem = f"{job['kernel']}-{stem}-{job['mask']}"
+        job["key"] = "/".join((job["kernel"], *names))
+        if job["kernel"].startswith("triton"):
+            job["source"] = str(target / _TRITONS)
+        made_by = hashlib.sha256(json.dumps([job, _code(job["kernel"])]).encode()).hexdigest()[:16]
         jobs.append(job | {"code": made_by, "cubin": str(target / f"{stem}.cubin"), "figures": f"{target / stem}.json"})
     return jobs
+
+
+def _ours(kernel: str) -> Iterator[dict[str, Any]]:
+    for arch, dtype, head_dim, config in candidates.all_candidates(kernel):
+        yield {"kernel": kernel, "arch": arch, "dtype": dtype, "head_dim": head_dim, "config": config}
+
+
+def _code(kernel: str) -> list[str | None]:
+    """Hash of what a kernel is made from, and versions of what makes it."""
+    whose = kernel.partition("_")[0]
+    own = _BENCH / f"build_{whose}.py" if kernel in build_peers.KERNELS else _SOURCES / f"{kernel}.py"
+    made_from = closure.fingerprint(own, _BENCH / "build_compile.py")
+    return [made_from, machine.version("triton"), machine.version("torch") if whose == "flex" else None]
 
 
 def _is_there(job: dict[str, Any]) -> bool:
@@ -151,12 +177,15 @@ def _is_there(job: dict[str, Any]) -> bool:
 
 
 def _compile(job: dict[str, Any], compilers: queue.SimpleQueue[_Compiler]) -> dict[str, Any]:
-    compiler = compilers.get()
-    try:
-        found = compiler.ask(job)
-    finally:
-        compilers.put(compiler)
-    entry = {name: value for name, value in job.items() if name not in ("cubin", "figures")} | found
+    if "missing" in job:
+        found = {"status": "lost", "reason": job["missing"]}
+    else:
+        compiler = compilers.get()
+        try:
+            found = compiler.ask(job)
+        finally:
+            compilers.put(compiler)
+    entry = {name: value for name, value in job.items() if name not in _NOT_KEPT} | found
     if entry["status"] != "compiled":
         Path(job["cubin"]).unlink(missing_ok=True)
     write_json(Path(job["figures"]), entry)

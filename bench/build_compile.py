@@ -6,6 +6,7 @@ Run as a process of its own: a line of JSON in (a job of `bench.build`), a line 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from bench import build_sass, guard
 
 _TYPES = {"float32": "fp32", "tf32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _FLOATS = ("scale", "softmax_scale")
-_FLOAT32 = ("lse", "delta", "part_out", "part_lse", "block_lse")
+_FLOAT32 = ("lse", "lse_2", "delta", "part_out", "part_lse", "block_lse")
 _BY_QUERIES, _BY_KEYS = ("q", "dout"), ("k", "v")  # what is read by descriptors, in tiles of block_m or block_n rows
 _LAST_LINES = 3
 
@@ -33,8 +34,7 @@ def compile_(job: dict[str, Any]) -> dict[str, Any]:
     from triton.compiler.errors import CompilationError
 
     config = Config.parse(job["config"])
-    function = getattr(importlib.import_module(f"attn.kernels.flash.{job['kernel']}"), f"{job['kernel']}_kernel")
-    source = ASTSource(function, *_signature(function, job, config))
+    source = ASTSource(*_source(job, config))
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     start = time.perf_counter()
     try:
@@ -47,6 +47,25 @@ def compile_(job: dict[str, Any]) -> dict[str, Any]:
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     found = build_sass.figures(cubin, tools, job["arch"], config.num_warps, compiled.metadata.shared)
     return {"status": "compiled", "reason": None, "compile_s": round(compile_s, 2), **found}
+
+
+def load(path: Path, name: str) -> Any:
+    """A module from a file, as `name`."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _source(job: dict[str, Any], config: Config) -> tuple[Any, dict[str, str], dict[str, Any], Any]:
+    """A kernel, and types, constants and divisibilities of its arguments."""
+    element, (whose, _, _) = _TYPES[job["dtype"]], job["kernel"].partition("_")
+    if whose in ("flex", "triton"):
+        return importlib.import_module(f"bench.build_{whose}").parts(job, element)  # type: ignore[no-any-return]
+    function = getattr(importlib.import_module(f"attn.kernels.flash.{job['kernel']}"), f"{job['kernel']}_kernel")
+    return function, *_signature(function, job, config)
 
 
 def _signature(function: Any, job: dict[str, Any], config: Config) -> tuple[dict[str, str], dict[str, Any], Any]:
@@ -80,7 +99,7 @@ def _signature(function: Any, job: dict[str, Any], config: Config) -> tuple[dict
 
 
 def _pointers(kernel: str) -> tuple[str, ...]:
-    tensors = ("q", "k", "v", "out", "dout", "dq", "dk", "dv", "lse", "delta", "part_out", "part_lse")
+    tensors = ("q", "k", "v", "out", "dout", "dq", "dk", "dv", "lse", "lse_2", "delta", "part_out", "part_lse")
     return (*tensors, "block_out", "block_lse") if kernel == "merge" else tensors
 
 

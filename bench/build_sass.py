@@ -14,7 +14,7 @@ TENSOR = ("HMMA", "HGMMA", "UTCHMMA")
 _SPILLS = ("LDL", "STL")
 _ASYNC = ("LDGSTS", "UTMALDG")
 _LINE = re.compile(
-    r"^(?:(\.L_x_\d+):|\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;.*)$", re.MULTILINE
+    r"^(?:(\.L_x_\d+):|\s+/\*[0-9a-f]{4,}\*/\s+(@!?\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;.*)$", re.MULTILINE
 )
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
 
@@ -55,6 +55,11 @@ class Loop:
         return self.count(*TENSOR)
 
     @property
+    def products(self) -> dict[str, int]:
+        """Tensor-core instructions, by opcode."""
+        return dict(sorted(Counter(opcode for opcode in self.opcodes if opcode.split(".")[0] in TENSOR).items()))
+
+    @property
     def per_product(self) -> float:
         """Instructions for each that does the products: on tensor cores, or where there is none, fused in float32."""
         return len(self.opcodes) / max(1, self.tensor or self.count("FFMA", "FFMA2"))
@@ -74,25 +79,40 @@ def figures(cubin: Path, tools: Path, arch: int, num_warps: int, shared_bytes: i
         "shared_bytes": shared_bytes,
         "resident_warps": resident_warps(arch, registers, shared_bytes, num_warps),
         "loops": len(found),
+        "loop_kinds": _kinds(found),
         "loop_instructions": len(main.opcodes),
-        "loop_tensor": dict(sorted(Counter(o for o in main.opcodes if o.split(".")[0] in TENSOR).items())),
+        "loop_tensor": main.products,
         "loop_async": main.count(*_ASYNC),
         "loop_local": max((loop.count(*_SPILLS) for loop in found), default=0),
         "per_product": round(main.per_product, 2) if main.opcodes else None,
     }
 
 
+def _kinds(found: Sequence[Loop]) -> list[dict[str, Any]]:
+    """Of loops that do the same products (with and without a mask), the shortest; one kernel may have several kinds."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for loop in sorted(found, key=lambda loop: -len(loop.opcodes)):
+        kinds[str(loop.products)] = {"instructions": len(loop.opcodes), "tensor": loop.products}
+    return [kinds[name] for name in sorted(kinds)]
+
+
 def loops(sass: str) -> list[Loop]:
-    """Innermost loops with products in them: those that a kernel spends its time in."""
+    """Innermost loops with products in them: those that a kernel spends its time in.
+
+    Waits that take long are written behind the end of a kernel and jump back from there: no loop goes over that end.
+    """
     labels: dict[str, int] = {}
     opcodes: list[str] = []
     back: list[tuple[int, int]] = []
-    for label, opcode, operands in _LINE.findall(sass):
+    end = 0
+    for label, predicate, opcode, operands in _LINE.findall(sass):
         if label:
             labels[label] = len(opcodes)
             continue
+        if opcode == "EXIT" and not predicate:
+            end = len(opcodes)
         target = re.search(r"`\((\.L_x_\d+)\)", operands)
-        if opcode.startswith("BRA") and target and target[1] in labels:
+        if opcode.startswith("BRA") and target and labels.get(target[1], -1) >= end:
             back.append((labels[target[1]], len(opcodes) + 1))
         opcodes.append(opcode)
     with_products = [(a, b) for a, b in back if _has_products(opcodes[a:b])]

@@ -26,8 +26,8 @@ _WITH_DESCRIPTORS = {
 }
 _WITH_POINTERS = {
     "forward": {32: "m128n64w8s3", 64: "m128n64w8s3", 128: "m128n32w8s2", 256: "m64n32w8s1"},
-    "dkdv": {32: "m32n64w4s2", 64: "m32n64w4s2", 128: "m32n64w8s1", 256: "m16n32w8s1"},
-    "dq": {32: "m64n64w4s2", 64: "m64n64w4s2", 128: "m64n32w4s2", 256: "m32n32w4s1"},
+    "dkdv": {32: "m32n64w4s2", 64: "m64n64w4s2", 128: "m64n64w8s2", 256: "m16n32w8s1"},
+    "dq": {32: "m64n64w4s2", 64: "m64n64w4s2", 128: "m64n64w8s2", 256: "m32n32w4s1"},
 }
 _TF32 = {  # float32 in shared memory: a tile of half as many keys as in 16 bits, or fewer; by pointers
     "forward": {32: "m64n32w4s2", 64: "m64n32w4s2", 128: "m64n32w4s1", 256: "m32n16w4s1"},
@@ -35,12 +35,18 @@ _TF32 = {  # float32 in shared memory: a tile of half as many keys as in 16 bits
     "dq": {32: "m32n32w4s1", 64: "m32n32w4s1", 128: "m32n16w4s1", 256: "m16n16w4s1"},
     "decode": {32: "m16n64w4s2", 64: "m16n64w4s2", 128: "m16n32w4s2", 256: "m16n16w4s1"},
 }
+_DESCRIPTORS = (90, 100)  # architectures
 _INSTEAD = {("forward", 100, 128): "m128n64w8s2"}  # of _WITH_POINTERS
 _AFTER = {  # of sm_80 and sm_120, chosen where the one before does not pass
     "forward": {32: "m64n64w4s3", 64: "m64n64w4s3", 128: "m64n32w4s2", 256: "m64n16w4s1"},
-    "dkdv": {32: "m32n32w4s2", 64: "m32n64w8s2", 128: "m32n32w8s1", 256: "m16n16w4s1"},
-    "dq": {32: "m32n32w4s2", 64: "m64n32w4s2", 128: "m32n32w4s1", 256: "m16n16w4s1"},
+    "dkdv": {32: "m32n32w4s2", 64: "m32n64w4s2", 128: "m32n64w8s1", 256: "m16n16w4s1"},
+    "dq": {32: "m32n32w4s2", 64: "m64n32w4s2", 128: "m64n32w4s2", 256: "m16n16w4s1"},
 }
+
+
+def of_comparison(arch: int, head_dim: int) -> str:
+    """The tile of a backward (64 or 128) beside others', who have one for dq, dk and dv, of as many queries as keys."""
+    return f"m64n64w{head_dim // 16}s2" + ("-tma" if arch in _DESCRIPTORS else "")
 
 
 def candidates(kernel: str, arch: int, dtype: str, head_dim: int) -> list[str]:
@@ -53,10 +59,13 @@ def candidates(kernel: str, arch: int, dtype: str, head_dim: int) -> list[str]:
         return [_TF32[kernel][head_dim]]
     if kernel == "decode":
         return [_DECODE[head_dim]]
-    if arch in (90, 100):
+    if arch in _DESCRIPTORS:
         by_pointers = _INSTEAD.get((kernel, arch, head_dim), _WITH_POINTERS[kernel][head_dim])
-        return [f"{_WITH_DESCRIPTORS[kernel][head_dim]}-tma", by_pointers]
-    return [_WITH_POINTERS[kernel][head_dim], _AFTER[kernel][head_dim]]
+        found = [f"{_WITH_DESCRIPTORS[kernel][head_dim]}-tma", by_pointers]
+    else:
+        found = [_WITH_POINTERS[kernel][head_dim], _AFTER[kernel][head_dim]]
+    compared = kernel != "forward" and dtype == "bfloat16" and head_dim in (64, 128)
+    return list(dict.fromkeys([*found, of_comparison(arch, head_dim)] if compared else found))
 
 
 def all_candidates(kernel: str) -> list[tuple[int, str, int, str]]:

@@ -51,6 +51,7 @@ class Config:
 
 
 _INTERPRETED_LONG = 300
+MOST_ROWS = 256  # no tile has more queries, and lse and delta of a backward are as long as whole tiles
 ROWS = 32  # of a program of the kernels without a product: delta, merge, reduce
 
 

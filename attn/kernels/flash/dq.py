@@ -8,7 +8,7 @@ Source: Dao 2023 (arXiv 2307.08691), algorithm 2, with dq in a kernel of its own
 import triton
 import triton.language as tl
 
-from attn.kernels.flash.tiles import load_rows, row_of, store_rows
+from attn.kernels.flash.tiles import load_rows, load_tile, store_rows, tile_of
 
 
 @triton.jit
@@ -41,14 +41,12 @@ def dq_over_keys(
     TMA: tl.constexpr,
 ):
     """Shares of keys start to end in dq [BLOCK_M, BLOCK_D]. `seen` as in the forward."""
+    # [BLOCK_N, BLOCK_D]
+    k_tile = tile_of(k, k_b, k_s, k_h, batch, kv_head, start, BLOCK_N, BLOCK_D, TMA)
+    v_tile = tile_of(v, v_b, v_s, v_h, batch, kv_head, start, BLOCK_N, BLOCK_D, TMA)
     for n in tl.range(start, end, BLOCK_N):
-        # [BLOCK_N, BLOCK_D]
-        keys = load_rows(
-            k, k_b, k_s, k_h, batch, kv_head, n, kv_seq_len, BLOCK_N, HEAD_DIM, BLOCK_D, MASKED, TMA
-        )  # fmt: skip
-        values = load_rows(
-            v, v_b, v_s, v_h, batch, kv_head, n, kv_seq_len, BLOCK_N, HEAD_DIM, BLOCK_D, MASKED, TMA
-        )  # fmt: skip
+        keys = load_tile(k_tile, batch, kv_head, n, kv_seq_len, BLOCK_N, HEAD_DIM, BLOCK_D, MASKED, TMA)
+        values = load_tile(v_tile, batch, kv_head, n, kv_seq_len, BLOCK_N, HEAD_DIM, BLOCK_D, MASKED, TMA)
         # [BLOCK_M, BLOCK_N]
         logits = tl.dot(queries, keys.T, input_precision=PRECISION)
         weights = tl.exp2(logits * scale - of_rows[:, None])
@@ -57,6 +55,9 @@ def dq_over_keys(
         dweights = tl.dot(into, values.T, input_precision=PRECISION)
         dlogits = weights * (dweights - delta_of_rows[:, None])
         dq = tl.dot(dlogits.to(keys.dtype), keys, dq, input_precision=PRECISION)
+        if not TMA:
+            k_tile += tl.cast(k_s, tl.int64) * BLOCK_N
+            v_tile += tl.cast(v_s, tl.int64) * BLOCK_N
     return dq
 
 
@@ -66,7 +67,7 @@ def dq_kernel(
     k,
     v,
     dout,
-    lse,
+    lse,  # of delta_kernel, as delta
     delta,
     dq,
     q_b,
@@ -87,6 +88,7 @@ def dq_kernel(
     scale,
     softmax_scale,
     seq_len,
+    row_len,
     kv_seq_len,
     shift,
     n_heads,
@@ -111,7 +113,8 @@ def dq_kernel(
     into = load_rows(
         dout, dout_b, dout_s, dout_h, batch, head, first, seq_len, BLOCK_M, HEAD_DIM, BLOCK_D, True, TMA
     )  # fmt: skip
-    of_rows, delta_of_rows = row_of(lse, delta, batch_head, rows, seq_len)
+    at = tl.cast(batch_head, tl.int64) * row_len + rows
+    of_rows, delta_of_rows = tl.load(lse + at), tl.load(delta + at)
 
     seen = tl.minimum(rows + shift + 1, kv_seq_len)
     seen_by_all = tl.maximum(0, tl.minimum(first + shift + 1, kv_seq_len))

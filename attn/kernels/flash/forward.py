@@ -11,7 +11,7 @@ Source: Dao 2023 (arXiv 2307.08691), algorithm 1; online softmax of Milakov and 
 import triton
 import triton.language as tl
 
-from attn.kernels.flash.tiles import LN_2, load_rows, store_rows
+from attn.kernels.flash.tiles import LN_2, load_rows, load_tile, store_rows, tile_of
 
 
 @triton.jit
@@ -47,11 +47,11 @@ def over_keys(
 
     m [BLOCK_M]: largest logit so far, in base 2;  l: sum of 2 ** (logit - m);  acc [BLOCK_M, BLOCK_D]: the same, of v.
     """
+    # [BLOCK_N, BLOCK_D]
+    k_tile = tile_of(k, k_b, k_s, k_h, batch, kv_head, start, BLOCK_N, BLOCK_D, TMA)
+    v_tile = tile_of(v, v_b, v_s, v_h, batch, kv_head, start, BLOCK_N, BLOCK_D, TMA)
     for n in tl.range(start, end, BLOCK_N, warp_specialize=SPECIALIZE):
-        # [BLOCK_N, BLOCK_D]
-        keys = load_rows(
-            k, k_b, k_s, k_h, batch, kv_head, n, kv_seq_len, BLOCK_N, HEAD_DIM, BLOCK_D, MASKED, TMA
-        )  # fmt: skip
+        keys = load_tile(k_tile, batch, kv_head, n, kv_seq_len, BLOCK_N, HEAD_DIM, BLOCK_D, MASKED, TMA)
         # [BLOCK_M, BLOCK_N]
         logits = tl.dot(q, keys.T, input_precision=PRECISION)
         if MASKED:
@@ -66,12 +66,12 @@ def over_keys(
         shrink = tl.exp2(m - finite_m)
         l = l * shrink + tl.sum(weights, 1)
         acc = acc * shrink[:, None]
-        # [BLOCK_N, BLOCK_D]
-        values = load_rows(
-            v, v_b, v_s, v_h, batch, kv_head, n, kv_seq_len, BLOCK_N, HEAD_DIM, BLOCK_D, MASKED, TMA
-        )  # fmt: skip
+        values = load_tile(v_tile, batch, kv_head, n, kv_seq_len, BLOCK_N, HEAD_DIM, BLOCK_D, MASKED, TMA)
         acc = tl.dot(weights.to(values.dtype), values, acc, input_precision=PRECISION)
         m = new_m
+        if not TMA:
+            k_tile += tl.cast(k_s, tl.int64) * BLOCK_N
+            v_tile += tl.cast(v_s, tl.int64) * BLOCK_N
     return acc, l, m
 
 

@@ -102,16 +102,17 @@ def backward(
         Unsupported: as `attention`.
     """
     dout, q, k, v, out = (_side_by_side(x) for x in (dout_bshd, q_bshd, k_btgd, v_btgd, out_bshd))
-    lse = lse_bhs.contiguous()
     _refuse(q, k, softmax_scale, precision)
     dq, dk, dv = (torch.empty(x.shape, dtype=dtype, device=x.device) for x in (q, k, v))
-    delta = torch.empty_like(lse)
-    sizes = (q.shape[1], k.shape[1], shift, q.shape[2], q.shape[2] // k.shape[2])
+    row_len = -(-q.shape[1] // configs.MOST_ROWS) * configs.MOST_ROWS
+    delta, lse = lse_bhs.new_empty((2, *lse_bhs.shape[:2], row_len))
+    sizes = (q.shape[1], row_len, k.shape[1], shift, q.shape[2], q.shape[2] // k.shape[2])
     scales = (softmax_scale * _LOG2_E, softmax_scale)
     with _on(q):
-        delta_kernel[(_tiles(q, configs.ROWS),)](
-            out, dout, delta, *_strides(out, dout), q.shape[1], q.shape[2], **_without_product(q)
-        )
+        delta_kernel[(lse.numel() // configs.ROWS,)](
+            out, dout, lse_bhs.contiguous(), delta, lse, *_strides(out, dout), q.shape[1], row_len, q.shape[2],
+            **_without_product(q),
+        )  # fmt: skip
         config = choose("dkdv", q, (q, k, v, dout), precision)
         m, n = config.block_m, config.block_n
         x = [_rows(y, config, rows) for y, rows in ((q, m), (k, n), (v, n), (dout, m))]

@@ -8,11 +8,23 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def load_rows(
-    x,  # TMA: a descriptor of (batch, seq_len, heads, head_dim) in tiles of (1, BLOCK, 1, BLOCK_D); else a pointer
-    stride_b,
-    stride_s,
-    stride_h,
+def tile_of(x, stride_b, stride_s, stride_h, batch, head, start, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr):
+    """Rows start to start + BLOCK of a head: pointers [BLOCK, BLOCK_D]; with TMA the descriptor x as it is.
+
+    Loops carry it and add `BLOCK * stride_s` to pointers, which costs less than to compute them anew.
+    """
+    if TMA:
+        tile = x
+    else:
+        of_head = x + tl.cast(batch, tl.int64) * stride_b + tl.cast(head, tl.int64) * stride_h
+        first = of_head + tl.cast(start, tl.int64) * stride_s
+        tile = first + (tl.arange(0, BLOCK)[:, None] * stride_s + tl.arange(0, BLOCK_D)[None, :])
+    return tile
+
+
+@triton.jit
+def load_tile(
+    tile,  # of `tile_of`
     batch,
     head,
     start,
@@ -28,21 +40,40 @@ def load_rows(
     EDGE: rows from `limit` on are outside (without it, the caller knows that none is).
     """
     if TMA:
-        values = x.load([batch, start, head, 0]).reshape(BLOCK, BLOCK_D)
+        values = tile.load([batch, start, head, 0]).reshape(BLOCK, BLOCK_D)
     else:
-        rows = tl.arange(0, BLOCK)
+        rows = start + tl.arange(0, BLOCK)
         columns = tl.arange(0, BLOCK_D)
-        of_head = x + tl.cast(batch, tl.int64) * stride_b + tl.cast(head, tl.int64) * stride_h
-        tile = of_head + tl.cast(start, tl.int64) * stride_s + (rows[:, None] * stride_s + columns[None, :])
         if EDGE and HEAD_DIM < BLOCK_D:
-            values = tl.load(tile, mask=(start + rows < limit)[:, None] & (columns < HEAD_DIM)[None, :], other=0.0)
+            values = tl.load(tile, mask=(rows < limit)[:, None] & (columns < HEAD_DIM)[None, :], other=0.0)
         elif EDGE:
-            values = tl.load(tile, mask=(start + rows < limit)[:, None], other=0.0)
+            values = tl.load(tile, mask=(rows < limit)[:, None], other=0.0)
         elif HEAD_DIM < BLOCK_D:
             values = tl.load(tile, mask=(columns < HEAD_DIM)[None, :], other=0.0)
         else:
             values = tl.load(tile)
     return values
+
+
+@triton.jit
+def load_rows(
+    x,  # TMA: a descriptor of (batch, seq_len, heads, head_dim) in tiles of (1, BLOCK, 1, BLOCK_D); else a pointer
+    stride_b,
+    stride_s,
+    stride_h,
+    batch,
+    head,
+    start,
+    limit,
+    BLOCK: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EDGE: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """`load_tile` of one tile."""
+    tile = tile_of(x, stride_b, stride_s, stride_h, batch, head, start, BLOCK, BLOCK_D, TMA)
+    return load_tile(tile, batch, head, start, limit, BLOCK, HEAD_DIM, BLOCK_D, EDGE, TMA)
 
 
 @triton.jit
@@ -72,13 +103,3 @@ def store_rows(
     inside = (start + rows < limit)[:, None] & (columns < HEAD_DIM)[None, :]
     tile = first + rows[:, None] * stride_s + columns[None, :]
     tl.store(tile, values.to(x.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def row_of(lse, delta, batch_head, rows, seq_len):
-    """Of some queries lse in base 2, and delta; where there is no such query, or it sees no key, lse is inf."""
-    first = tl.cast(batch_head, tl.int64) * seq_len
-    inside = rows < seq_len
-    of_rows = tl.load(lse + first + rows, mask=inside, other=float("inf"))
-    of_rows = tl.where(of_rows == float("-inf"), float("inf"), of_rows * LOG2_E)
-    return of_rows, tl.load(delta + first + rows, mask=inside, other=0.0)
