@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from attn.ring import merge
+from attn.ring.communicator import Sent
 from bench.calls import RingCall
 from bench.device import Cpu, Do
 from bench.replay import Alone, InSequence, Recording
@@ -28,7 +29,8 @@ def measure(call: RingCall, device: Cpu, team: Team, yardstick: Sample, protocol
     `compute`: the schedule with a transport that moves nothing and waits for nobody. `communication`: what the
     schedule asks of its transport, asked again without computing. `sequence`: the schedule, each rotation waited for
     at once. `real`: the schedule. `merge`: of `compute`, what attn.ring.merge took. `ideal`: the yardstick, in one
-    process. One rank has nothing to communicate: `communication` and `sequence` are not there.
+    process. One rank has nothing to communicate, and a row that sends for itself asks nothing of a
+    transport: `communication` and `sequence` are not there.
     """
     clock = _MergeClock(device)
     runs = _runs(call, clock)
@@ -68,8 +70,10 @@ def _runs(call: RingCall, clock: _MergeClock) -> dict[str, Do]:
     alone = through(Alone(real) if real else None)
     if real is None:
         return {"real": through(real), "compute": compute}
-    recording = Recording(real)
+    recording, comm.sent = Recording(real), Sent()
     through(recording)()
+    if not comm.messages:
+        return {"real": through(real), "compute": compute}
     return {
         "real": through(real),
         "compute": compute,

@@ -215,10 +215,11 @@ def _sent(call: RingCall, team: Team) -> dict[str, Any]:
         comm.sent, before = Sent(), team.wire_bytes()
         call()
         wire.append(team.wire_bytes() - before)
+    counted = comm.world_size == 1 or comm.messages > 0  # a row that has its own way to others is not
     name, nodes = team.transport.name if team.transport else None, list(team.node_of_rank)
     return {
-        "payload_bytes": comm.payload_bytes,
-        "messages": comm.messages,
+        "payload_bytes": comm.payload_bytes if counted else None,
+        "messages": comm.messages if counted else None,
         "payload_formula_bytes": _due_bytes(call),
         "wire_bytes": 0 if name in (None, "shm") else min(wire),
         "transport": name,

@@ -70,7 +70,7 @@ def _measured(campaign: Campaign, cell: Cell, results: list[dict[str, Any]], *, 
         "over_budget": _worst(results, "over_budget"),
         "sampled": results[0]["before"]["sampled"],
         "figures": _figures(cell, results, first, compared=why_alone is None),
-        "ring": losses.ring(results, why_alone) if cell.family == "ring" else None,
+        "ring": losses.ring(results, why_alone or _no_loss(first)) if cell.family == "ring" else None,
         "not_compared": why_alone,
         "processes": results,
         "measured_at": datetime.now(UTC).strftime("%Y%m%d_%H%M%S"),
@@ -88,6 +88,12 @@ def not_compared(campaign: Campaign, cell: Cell, results: list[dict[str, Any]], 
     if verdict["status"] != "ok":
         return f"the yardstick is {verdict['status']}: {verdict['reason']}"
     return next((result["no_reference"] for result in results if result["no_reference"]), None)
+
+
+def _no_loss(first: dict[str, Any]) -> str | None:
+    """Why what a ring computes and what it sends cannot be told apart."""
+    counted = first.get("payload_bytes") is not None
+    return None if counted else "it sends for itself, so what it computes and what it sends cannot be told apart"
 
 
 def _worst(results: list[dict[str, Any]], field: str) -> dict[str, float]:

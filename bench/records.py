@@ -123,7 +123,8 @@ class Ring(_Frozen):
         if (self.loss is None) == (self.no_loss is None):
             raise ValueError("either a loss budget or why there is none")
         alone = (self.communication_ms, self.sequence_ms, self.hidden)
-        if any((one is None) != (self.transport is None) for one in alone):
+        nothing, sends_itself = alone == (None, None, None), self.transport is not None and self.loss is None
+        if (None in alone) != nothing or nothing != (self.transport is None or (nothing and sends_itself)):
             raise ValueError("ranks have a transport and times of communication, or none of these")
         return self
 

@@ -42,8 +42,14 @@ def _traffic(known: list[tuple[Record, Ring]]) -> str:
 
 
 def _sent(record: Record, ring: Ring) -> list[str]:
+    sent = _payload(record)
     formula = "-" if ring.payload_formula_bytes is None else f"{ring.payload_formula_bytes / _MIB:.2f}"
-    return [ring.transport or "-", f"{_payload(record) / _MIB:.2f}", formula, f"{ring.wire_bytes / _MIB:.2f}"]
+    return [
+        ring.transport or "-",
+        "-" if sent is None else f"{sent / _MIB:.2f}",
+        formula,
+        f"{ring.wire_bytes / _MIB:.2f}",
+    ]
 
 
 def _times(ring: Ring) -> list[str]:
@@ -85,9 +91,10 @@ def _laid_out(rows: list[list[Any]], axes: list[str], columns: list[str]) -> str
     return tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=align)
 
 
-def _payload(record: Record) -> int:
+def _payload(record: Record) -> int | None:
+    """None of a row that sends for itself, uncounted."""
     assert record.figures is not None
-    return record.figures.payload_bytes or 0
+    return record.figures.payload_bytes
 
 
 def plot(records: list[Record], path: Path, title: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from bench import check_tables, noise, stats
-from bench.records import Figure, Record
+from bench.records import Figure, Figures, Record
 
 OK, CROSS, NOTHING = "✓", "✗", "N/A"
 _SEED_HEADERS = [
@@ -199,8 +199,12 @@ def _cells(record: Record, ceiling: dict[str, Any], reports: dict[str, check_tab
     if f:
         share = f"{100 * f.tflops / peak_tflops(ceiling, dtype):.0f} %"
         times = [interval(f.time_ms), interval(f.relative_time), short(f.first_call_ms), short(f.tflops), share]
-        memory, sent = [f"{f.peak_mib:.1f}", f"{f.peak_with_inputs_mib:.1f}"], f"{(f.payload_bytes or 0) / 2**20:.1f}"
+        memory, sent = [f"{f.peak_mib:.1f}", f"{f.peak_with_inputs_mib:.1f}"], _sent(f)
     return [*times, *errors, *memory, *([sent] if record.family == "ring" else []), record.backend or "-"]
+
+
+def _sent(figures: Figures) -> str:
+    return "-" if figures.payload_bytes is None else f"{figures.payload_bytes / 2**20:.1f}"
 
 
 def _ratios(records: list[Record]) -> dict[tuple[str, str, str], list[float]]:

@@ -7,6 +7,7 @@ BSD-3-Clause. Not in requirements: it is built for one CUDA and one torch.
 from torch import Tensor
 
 from attn.contract import Mask, Unsupported
+from attn.impl import _package
 
 KIND = "core"
 DEVICES = ("cuda",)
@@ -23,9 +24,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Ma
     """Shapes as in `attn.contract`; returns out, as q.
 
     Raises:
-        Unsupported: head_dim beyond 256.
+        Unsupported: no such package, head_dim beyond 256.
     """
-    import flash_attn
+    with _package.wanted("pip install flash-attn --no-build-isolation"):
+        import flash_attn
 
     if q.shape[-1] > _LARGEST:
         raise Unsupported(f"head_dim {q.shape[-1]}, FlashAttention-2 has 1 to {_LARGEST}")
