@@ -30,6 +30,7 @@ from attn.registry import Implementation
 from attn.ring import merge
 from bench import cases, check
 from bench.jobs import CheckJob
+from bench.spent import Spent
 from bench.team import Solo
 
 
@@ -61,7 +62,7 @@ def judged(only: str, shard: str = "0", shards: str = "1") -> None:
     job = CheckJob(str(row().path), "cpu", 1, 7, 1, [], real=os.devnull)
     chosen = [one for one in cases.cases(row()) if re.search(only, one.name) and not one.variant.startswith("real")]
     for case in chosen[int(shard) :: int(shards)]:
-        print(json.dumps(check._named(row(), case, job, Solo())), flush=True)
+        print(json.dumps(check._named(row(), case, job, Solo(), Spent())), flush=True)
 
 
 def unwritten(only: str) -> None:
