@@ -13,9 +13,7 @@ from typing import Any
 TENSOR = ("HMMA", "HGMMA", "UTCHMMA")
 _SPILLS = ("LDL", "STL")
 _ASYNC = ("LDGSTS", "UTMALDG")
-_LINE = re.compile(
-    r"^(?:(\.L_x_\d+):|\s+/\*[0-9a-f]{4,}\*/\s+(@!?\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;.*)$", re.MULTILINE
-)
+_LINE = re.compile(r"^(?:(\.L_x_\d+):|\s+/\*[0-9a-f]{4,}\*/\s+(@!?\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;.*)$", re.MULTILINE)
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
 
 

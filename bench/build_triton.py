@@ -1,7 +1,8 @@
 """Triton's own fused attention: the kernel of its tutorial, as its last package that carried one still has it.
 
-The tutorial itself (06-fused-attention) is in no package; triton/ops/flash_attention.py, which was it until 2.1, is. One
-file is taken from that package, pinned by version and digest, into data/build; the installed triton compiles it.
+No package has been found that carries the tutorial (06-fused-attention); triton/ops/flash_attention.py was the same
+kernel while triton had it. One file is taken from that package, pinned by version and digest, into data/build; the
+installed triton compiles it.
 Source: triton 2.1.0, MIT.
 """
 
