@@ -1,8 +1,7 @@
-"""Triton's own fused attention: the kernel of its tutorial, as its last package that carried one still has it.
+"""Triton's own fused attention, as its package had it (triton/ops/flash_attention.py, until 2.3).
 
-No package has been found that carries the tutorial (06-fused-attention); triton/ops/flash_attention.py was the same
-kernel while triton had it. One file is taken from that package, pinned by version and digest, into data/build; the
-installed triton compiles it.
+Its tutorial (06-fused-attention) is in no package that was found; this is an older form of the same. One file is taken
+from a package pinned by version and digest, into data/build; the installed triton compiles it.
 Source: triton 2.1.0, MIT.
 """
 
