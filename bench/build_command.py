@@ -18,13 +18,14 @@ def build(_: Params, asked: Namespace) -> int:
     except FileNotFoundError:
         raise BadInput(f"{recorded.REPORT} is not there; run `make build` first") from None
     if asked.table:
-        print(build_tables.table(found))
+        print(build_tables.table(found["configurations"]), build_tables.comparison(found["comparison"]), sep="\n\n")
         return 0
+    ours = found["configurations"]
     if asked.keep:
-        build_tables.keep(found)
-    faults = build_tables.faults(found)
+        build_tables.keep(ours)
+    faults = build_tables.faults(ours)
     for line in faults:
         print(line)
-    chosen = sum(entry["verdict"] == "passed" for entry in found)
-    print(f"{len(found)} configurations, {chosen} can be chosen, {len(faults)} faults")
+    chosen = sum(entry["verdict"] == "passed" for entry in ours)
+    print(f"{len(ours)} configurations, {chosen} can be chosen, {len(faults)} faults")
     return 1 if faults else 0

@@ -45,7 +45,8 @@ def compile_(job: dict[str, Any]) -> dict[str, Any]:
     cubin = Path(job["cubin"])
     cubin.write_bytes(compiled.asm["cubin"])
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    found = build_sass.figures(cubin, tools, job["arch"], config.num_warps, compiled.metadata.shared)
+    warps = compiled.metadata.num_warps  # those that only load included
+    found = build_sass.figures(cubin, tools, job["arch"], warps, compiled.metadata.shared)
     return {"status": "compiled", "reason": None, "compile_s": round(compile_s, 2), **found}
 
 

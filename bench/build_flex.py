@@ -54,7 +54,7 @@ def rendered(job: dict[str, Any], element: str) -> tuple[str, dict[str, str]]:
     text = environment.from_string(_template(job["kernel"])).render(
         **options,
         **_shapes(job),
-        def_kernel=lambda *given: names.extend((*given, _OUT)) or _head(names, defines),
+        def_kernel=lambda *given: _head(names, given, defines),
         gen_argdefs=lambda: ", ".join(f"arg_{name}" for name in names),
         gen_defines=lambda: defines,
         modification=_modification(job["mask"]),
@@ -120,7 +120,8 @@ def _shapes(job: dict[str, Any]) -> dict[str, Callable[..., str]]:
     return {"size": lambda name, i: str(shape(name)[i]), "stride": stride}
 
 
-def _head(names: list[str], defines: str) -> str:
+def _head(names: list[str], given: tuple[str, ...], defines: str) -> str:
+    names += [*given, _OUT]
     lines = ["import triton", "import triton.language as tl", "", "", "@triton.jit"]
     lines.append(f"def kernel({', '.join(f'arg_{name}' for name in names)}):")
     lines += [textwrap.indent(defines, " " * 4), *(f"    {name} = arg_{name}" for name in names)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -33,17 +34,20 @@ def all_jobs() -> Iterator[dict[str, Any]]:
 
 def comparison(ours: Sequence[Entry], theirs: Sequence[Entry]) -> list[dict[str, Any]]:
     """For each of their loops the instructions of ours: `no more`, `more`, or why there is nothing to compare."""
-    found = {(entry["kernel"], entry["arch"], entry["dtype"], entry["head_dim"], entry["config"]): entry for entry in ours}
+    found = {_at(entry["kernel"], entry, entry["config"]): entry for entry in ours}
     rows = []
     for entry in theirs:
         peer, _, direction = entry["kernel"].partition("_")
+        tile = _tile(entry["kernel"], entry["arch"], entry["head_dim"])
         for part in ("dq", "dkdv") if entry["kernel"] == "flex_backward" else (direction,):
-            config = _tile(entry["kernel"], entry["arch"], entry["head_dim"])
-            key = (entry["arch"], entry["dtype"], entry["head_dim"], config)
-            mine = [found[(kernel, *key)] for kernel in _OURS.get(part, (part,))]
-            where = {"peer": peer, "part": part, **{name: entry[name] for name in ("arch", "dtype", "head_dim", "mask")}}
-            rows.append({**where, "config": config, **_compared(part, mine, entry)})
+            mine = [found[_at(kernel, entry, tile)] for kernel in _OURS.get(part, (part,))]
+            where = {name: entry[name] for name in ("arch", "dtype", "head_dim", "mask")}
+            rows.append({"peer": peer, "part": part, **where, "config": tile, **_compared(part, mine, entry)})
     return rows
+
+
+def _at(kernel: str, entry: Entry, config: str) -> tuple[Any, ...]:
+    return kernel, entry["arch"], entry["dtype"], entry["head_dim"], config
 
 
 def _tile(kernel: str, arch: int, head_dim: int) -> str:
@@ -57,18 +61,18 @@ def _compared(part: str, ours: list[Entry], theirs: Entry) -> dict[str, Any]:
     bad = next((entry for entry in (theirs, *ours) if entry["status"] != "compiled"), None)
     if bad is not None:
         return {"verdict": f"not compared, {bad['key']} {bad['config']}: {bad['reason']}"}
-    config, size = Config.parse(theirs["config"]), theirs["head_dim"]
     mine = [_kind(entry, entry["loop_tensor"]) for entry in ours]
     other = _kind(theirs, mine[0]["tensor"])
-    tensor: dict[str, int] = {}
-    for kind in mine:
-        tensor = {name: tensor.get(name, 0) + kind["tensor"].get(name, 0) for name in tensor.keys() | kind["tensor"].keys()}
-    due = [sum(PRODUCTS[entry["kernel"]] for entry in ours), PRODUCTS[part]]
-    alike = {name: n * due[1] for name, n in tensor.items()} == {name: n * due[0] for name, n in other["tensor"].items()}
-    of_tile = Fraction(config.block_m * config.block_n * size, _ONE * config.num_warps)
-    units = [sum(tensor.values()), sum(other["tensor"].values())] if alike else [of_tile * products for products in due]
     instructions = [sum(kind["instructions"] for kind in mine), other["instructions"]]
-    per = [Fraction(n) / unit for n, unit in zip(instructions, units, strict=True)]
+    tensor = [sum((Counter(kind["tensor"]) for kind in mine), Counter()), Counter(other["tensor"])]
+    products = [sum(PRODUCTS[entry["kernel"]] for entry in ours), PRODUCTS[part]]
+    alike = {name: n * products[1] for name, n in tensor[0].items()} == {
+        name: n * products[0] for name, n in tensor[1].items()
+    }
+    config = Config.parse(theirs["config"])
+    of_one = Fraction(config.block_m * config.block_n * theirs["head_dim"], _ONE * config.num_warps)
+    units = [Fraction(n.total()) for n in tensor] if alike else [of_one * n for n in products]
+    per = [n / unit for n, unit in zip(instructions, units, strict=True)]
     return {
         "unit": "tensor-core instruction" if alike else f"{_ONE} multiply-adds of a warp",
         "ours_instructions": instructions[0],
@@ -82,4 +86,8 @@ def _compared(part: str, ours: list[Entry], theirs: Entry) -> dict[str, Any]:
 def _kind(entry: Entry, tensor: Mapping[str, int]) -> Mapping[str, Any]:
     """The loop of a kernel that does these tensor-core instructions, or as nearly as many as it can."""
     wanted = sum(tensor.values())
-    return min(entry["loop_kinds"], key=lambda kind: (kind["tensor"] != tensor, abs(sum(kind["tensor"].values()) - wanted)))
+
+    def far(kind: Mapping[str, Any]) -> tuple[bool, int]:
+        return kind["tensor"] != tensor, abs(sum(kind["tensor"].values()) - wanted)
+
+    return min(entry["loop_kinds"], key=far)

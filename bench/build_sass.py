@@ -13,9 +13,7 @@ from typing import Any
 TENSOR = ("HMMA", "HGMMA", "UTCHMMA")
 _SPILLS = ("LDL", "STL")
 _ASYNC = ("LDGSTS", "UTMALDG")
-_LINE = re.compile(
-    r"^(?:(\.L_x_\d+):|\s+/\*[0-9a-f]{4,}\*/\s+(@!?\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;.*)$", re.MULTILINE
-)
+_LINE = re.compile(r"^(?:(\.L_x_\d+):|\s+/\*[0-9a-f]{4,}\*/\s+(@!?\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;.*)$", re.MULTILINE)
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
 
 
@@ -72,7 +70,7 @@ def figures(cubin: Path, tools: Path, arch: int, num_warps: int, shared_bytes: i
         raise ValueError(f"{cubin.name}: cuobjdump does not say how many registers it needs")
     registers, stack_bytes = map(int, usage.groups())
     found = loops(_run(tools / "nvdisasm", "-c", str(cubin)))
-    main = min(found, key=lambda loop: loop.per_product, default=Loop(()))
+    main = min(found, key=lambda loop: (not loop.tensor, loop.per_product), default=Loop(()))
     return {
         "registers": registers,
         "stack_bytes": stack_bytes,

@@ -1,7 +1,7 @@
-"""Triton's own fused attention: the kernel of its tutorial, as its last package that carried one still has it.
+"""Triton's own fused attention, as its package had it (triton/ops/flash_attention.py, until 2.3).
 
-The tutorial itself (06-fused-attention) is in no package; triton/ops/flash_attention.py, which was it until 2.1, is. One
-file is taken from that package, pinned by version and digest, into data/build; the installed triton compiles it.
+Its tutorial (06-fused-attention) is in no package that was found; this is an older form of the same. One file is taken
+from a package pinned by version and digest, into data/build; the installed triton compiles it.
 Source: triton 2.1.0, MIT.
 """
 

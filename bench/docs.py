@@ -2,7 +2,8 @@
 
 A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a table of a published machine
 (`results/NAME/FILE.txt`), what a self-test there found (`results/NAME/selftest.jsonl`), the model of rings against
-rings (`results/NAME/ring-model.json#model`, and `#crossover`), or `help`.
+rings (`results/NAME/ring-model.json#model`, and `#crossover`), the build (`results/build.json#comparison`, `#chosen`,
+`#left-out`), or `help`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ def _made(root: Path, what: str) -> str:
         from bench import selftest_tables
 
         return selftest_tables.text(path)
+    if name == "results/build.json":
+        from bench import build_tables
+
+        return build_tables.text(path, part)
     if part:
         from bench import model_tables
 

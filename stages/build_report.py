@@ -9,7 +9,8 @@ def main() -> None:
     guard.die_with_dvc()
     found = build.report()
     write_json(build.REPORT, found)
-    print(f"{len(found)} configurations, {sum(entry['verdict'] == 'passed' for entry in found)} can be chosen")
+    ours = found["configurations"]
+    print(f"{len(ours)} configurations, {sum(entry['verdict'] == 'passed' for entry in ours)} can be chosen")
 
 
 if __name__ == "__main__":

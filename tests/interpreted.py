@@ -118,6 +118,22 @@ def blocks() -> None:
     torch.testing.assert_close(joined, whole)
 
 
+def tiles() -> None:
+    """Gradients where every head of a group has several whole tiles, tiles of the diagonal and a last short one."""
+    chosen = configs.interpreted
+    for tma, lengths in ((False, (112, 112)), (True, (112, 80)), (False, (64, 96))):
+        configs.interpreted = lambda _, tma=tma: Config(32, 32, 4, 1, tma=tma)
+        q, k, v, dout = drawn((1, lengths[0], 4), (1, lengths[1], 2), 32)
+        for mask in (Mask("full"), Mask("causal")):
+            shift = host.shift_of(mask, *lengths)
+            out, lse = host.forward(q, k, v, softmax_scale=0.3, shift=shift)
+            found = host.backward(dout, q, k, v, out, lse, softmax_scale=0.3, shift=shift, dtype=torch.float32)
+            exact = [x.double().requires_grad_() for x in (q, k, v)]
+            plain_attention(*exact, softmax_scale=0.3, mask=mask)[0].backward(dout.double())
+            torch.testing.assert_close(found, tuple(x.grad.float() for x in exact))
+    configs.interpreted = chosen
+
+
 def merged() -> None:
     """One kernel does what attn/ring/merge.py does, rows without a key and those that outweigh all included."""
     q, block_out, _, _ = drawn((2, 37, 3), (2, 37, 3), 40, torch.bfloat16)

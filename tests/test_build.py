@@ -7,7 +7,7 @@ import pytest
 
 from attn.kernels.flash import candidates, configs
 from attn.kernels.flash.configs import Config
-from bench import build, build_sass, build_tables, closure
+from bench import build, build_peers, build_sass, build_tables, build_triton, closure
 from bench.build_sass import Loop
 from bench.files import read_json
 
@@ -48,6 +48,24 @@ def test_a_main_loop_is_the_innermost_with_products():
 
 def test_without_a_product_there_is_no_main_loop():
     assert build_sass.loops(SASS.replace("HMMA.16816.F32.BF16", "FADD")) == []
+
+
+def test_a_wait_behind_the_end_of_a_kernel_is_no_loop():
+    """As sm_90 and sm_100 have them: written after EXIT, entered from a loop, and back into it."""
+    wait = ".L_x_9:\n        /*00e0*/                   SYNCS.PHASECHK.TRYWAIT P0, [R1] ;\n"
+    back = "        /*00f0*/               @!P0 BRA `(.L_x_9) ;\n        /*0100*/                   BRA `(.L_x_2) ;\n"
+    assert build_sass.loops(SASS + wait + back) == build_sass.loops(SASS)
+    conditional = SASS.replace("STL [R1], R2", "@P0 EXIT").replace("FMUL R2, R2, R3", "NOP")
+    assert [loop.tensor for loop in build_sass.loops(conditional)] == [2]
+
+
+def test_of_loops_that_do_the_same_products_the_shortest_counts():
+    longer = Loop(("HMMA.16816.F32.BF16",) * 2 + ("FSEL",) * 3)
+    shorter, other = Loop(("HMMA.16816.F32.BF16",) * 2 + ("FADD",)), Loop(("HMMA.16816.F32.BF16",) * 3)
+    assert build_sass._kinds([longer, shorter, other]) == [
+        {"instructions": 3, "tensor": {"HMMA.16816.F32.BF16": 2}},
+        {"instructions": 3, "tensor": {"HMMA.16816.F32.BF16": 3}},
+    ]
 
 
 def test_in_float32_products_are_many_fused_multiply_adds():
@@ -106,6 +124,8 @@ def test_what_can_be_chosen(change, verdict):
 def test_every_key_has_candidates_whose_names_are_configurations_and_all_are_at_most_600():
     every = [(kernel, *one) for kernel in candidates.KERNELS for one in candidates.all_candidates(kernel)]
     assert len(every) == len(set(every)) <= 600
+    assert len(every) + len(list(build_peers.all_jobs())) <= 640
+    assert all(configs.MOST_ROWS % Config.parse(one[4]).block_m == 0 for one in every)
     keys = {one[:4] for one in every}
     kinds = [4 - (kernel in candidates.WITHOUT_PRODUCT) for kernel in candidates.KERNELS]  # tf32 is of products
     assert len(keys) == sum(kinds) * len(configs.ARCHITECTURES) * len(configs.HEAD_DIMS)
@@ -116,7 +136,7 @@ def test_every_key_has_candidates_whose_names_are_configurations_and_all_are_at_
 def test_where_descriptors_are_chosen_first_pointers_can_be_chosen_after_them(arch):
     for kernel in ("forward", "dkdv", "dq"):
         for head_dim in configs.HEAD_DIMS:
-            first, second = map(Config.parse, candidates.candidates(kernel, arch, "bfloat16", head_dim))
+            first, second, *_ = map(Config.parse, candidates.candidates(kernel, arch, "bfloat16", head_dim))
             assert (first.tma, second.tma) == (True, False)
 
 
@@ -175,11 +195,12 @@ def test_what_does_not_compile_is_a_line_of_the_table_and_the_rest_goes_on(few, 
     chosen = [(80, "bfloat16", 32, "m24n32w4s1"), (80, "float32", 32, "m32n32w4s1")]
     monkeypatch.setattr(candidates, "all_candidates", lambda _: chosen)
     monkeypatch.setattr(candidates, "KERNELS", ("delta",))
+    monkeypatch.setattr(build_peers, "all_jobs", lambda: [])
     bad, good = build.build("delta", tmp_path)
     assert (bad["status"], good["status"]) == ("failed", "compiled")
     assert "power of 2" in bad["reason"]
     assert build.build("delta", tmp_path) == []
-    found = build.report(tmp_path)
+    found = build.report(tmp_path)["configurations"]
     assert found[0]["verdict"] == f"does not compile: {bad['reason']}"
     assert "1 of 2 cannot be chosen:\ndelta/sm_80/bfloat16/d32 m24n32w4s1: does not compile" in build_tables.table(
         found
@@ -206,8 +227,92 @@ def test_a_compiler_that_does_not_end_is_killed(few, tmp_path, monkeypatch):
     assert all(one["reason"].startswith("the compiler did not end within 0.2 s") for one in found)
 
 
+def peer(kernel, **more):
+    """An entry of others' kernels at the tile of ENTRY."""
+    return ENTRY | {"key": f"{kernel}/sm_80/bfloat16/d64", "kernel": kernel, "mask": "full"} | more
+
+
+def kind(instructions, **tensor):
+    return {"instructions": instructions, "tensor": {name.replace("_", "."): n for name, n in tensor.items()}}
+
+
+def test_ours_beside_theirs_by_the_loop_that_does_the_same(monkeypatch):
+    monkeypatch.setattr(build_peers, "_tile", lambda *_: ENTRY["config"])
+    dq, dkdv = kind(330, HMMA_16816=96), kind(424, HMMA_16816=128)
+    ours = [
+        ENTRY | {"loop_kinds": [kind(358, HMMA_16816=64)], "loop_tensor": {"HMMA.16816": 64}},
+        ENTRY | {"kernel": "dq", "loop_kinds": [dq], "loop_tensor": dq["tensor"]},
+        ENTRY | {"kernel": "dkdv", "loop_kinds": [dkdv], "loop_tensor": dkdv["tensor"]},
+    ]
+    theirs = [
+        peer("flex_forward", loop_kinds=[kind(357, HMMA_16816=64)]),
+        peer("flex_backward", loop_kinds=[kind(530, HMMA_16816=128), kind(330, HMMA_16816=96)]),
+        peer("triton_backward", loop_kinds=[kind(742, HMMA_16816=160)]),
+        peer("triton_forward", status="lost", reason="not to be had"),
+    ]
+    rows = build_peers.comparison(ours, theirs)
+    assert [(row["peer"], row["part"], row.get("ours"), row.get("theirs"), row["verdict"]) for row in rows] == [
+        ("flex", "forward", 5.59, 5.58, "more"),
+        ("flex", "dq", 3.44, 3.44, "no more"),
+        ("flex", "dkdv", 3.31, 4.14, "no more"),
+        ("triton", "backward", 3.37, 4.64, "no more"),
+        ("triton", "forward", None, None,
+         "not compared, triton_forward/sm_80/bfloat16/d64 m128n64w8s3: not to be had"),
+    ]  # fmt: skip
+    shown = build_tables.comparison(rows)
+    assert "Ours needs no more in 3 of 4 loops; 1 could not be compared.\nnot compared, triton_forward/sm_80" in shown
+
+
+def test_where_tensor_cores_do_steps_of_other_sizes_multiply_adds_count():
+    small, large = {"HGMMA.64x32x16": 32, "HGMMA.64x64x16": 4}, {"HGMMA.64x64x16": 20}
+    where = {"arch": 90, "config": "m64n64w8s2", "head_dim": 128}
+    ours = [
+        ENTRY | where | {"kernel": "dq", "loop_kinds": [{"instructions": 300, "tensor": small}], "loop_tensor": small}
+    ]
+    theirs = [peer("flex_backward", **where, loop_kinds=[{"instructions": 299, "tensor": large}])]
+    found = build_peers._compared("dq", ours, theirs[0])
+    due = 3 * 64 * 64 * 128 / 2048 / 8
+    assert found["unit"] == "2048 multiply-adds of a warp"
+    assert (found["ours"], found["theirs"], found["verdict"]) == (round(300 / due, 2), round(299 / due, 2), "more")
+
+
+@pytest.fixture
+def a_peer(monkeypatch):
+    """One configuration of each of others' kernels, and one compiler."""
+    few = [job for job in build_peers.all_jobs() if (job["arch"], job["head_dim"], job["mask"]) == (80, 64, "causal")]
+    monkeypatch.setattr(build_peers, "all_jobs", lambda: [dict(job) for job in few])
+    monkeypatch.setattr(build.machine, "cpu_count", lambda: 1)
+
+
+def test_what_cannot_be_downloaded_is_said_and_the_rest_is_compiled(a_peer, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    (tmp_path / "peers").mkdir()
+    (tmp_path / "peers" / "flash_attention.py").write_text(
+        "def _fwd_kernel(): ...\n", encoding="utf-8"
+    )  # not that file
+    found = {one["kernel"]: one for one in build.build(build_peers.PEERS, tmp_path)}
+    for kernel in ("triton_forward", "triton_backward"):
+        assert found[kernel]["status"] == "lost"
+        assert found[kernel]["reason"].startswith("triton==2.1.0 could not be downloaded: ")
+    assert [len(found[kernel]["loop_kinds"]) for kernel in ("flex_forward", "flex_backward")] == [1, 2]
+    assert [kind["tensor"] for kind in found["flex_forward"]["loop_kinds"]] == [{"HMMA.16816.F32.BF16": 64}]
+    again = build.build(build_peers.PEERS, tmp_path)
+    assert sorted(one["kernel"] for one in again) == ["triton_backward", "triton_forward"]  # tried again
+
+
+@pytest.mark.slow  # 89 MB are downloaded
+def test_tritons_own_kernel_is_fetched_and_compiled(a_peer, tmp_path):
+    found = {one["kernel"]: one for one in build.build(build_peers.PEERS, tmp_path)}
+    assert {kernel: one["status"] for kernel, one in found.items()} == dict.fromkeys(build_peers.KERNELS, "compiled")
+    assert sum(found["triton_backward"]["loop_tensor"].values()) == 160  # five products of 64 x 64 x 64
+    kept = tmp_path / "peers" / "flash_attention.py"
+    assert build_triton.fetch(kept) is None
+    assert build.build(build_peers.PEERS, tmp_path) == []
+    assert kept.exists()
+
+
 def test_no_kernel_of_that_name(tmp_path):
-    with pytest.raises(ValueError, match="no kernel backward, allowed: forward, dkdv"):
+    with pytest.raises(ValueError, match=r"no kernel backward, allowed: forward, dkdv.*, peers"):
         build.build("backward", tmp_path)
 
 

@@ -13,7 +13,7 @@ WITHOUT_PRODUCT = ("delta", "reduce", "merge")
 DTYPES = ("float32", "bfloat16", "float16")  # of the kernels without a product
 
 _FLOAT32 = {  # fused multiply-adds: tiles that fit into registers
-    "forward": {32: "m32n32w4s1", 64: "m32n32w4s1", 128: "m16n16w4s1", 256: "m16n16w8s1"},
+    "forward": {32: "m32n32w4s1", 64: "m32n32w4s1", 128: "m32n32w8s1", 256: "m16n16w8s1"},
     "dkdv": {32: "m32n32w4s1", 64: "m32n16w4s1", 128: "m16n16w4s1", 256: "m16n16w4s1"},
     "dq": {32: "m32n32w4s1", 64: "m32n16w4s1", 128: "m16n16w4s1", 256: "m16n16w4s1"},
     "decode": dict.fromkeys(HEAD_DIMS, "m16n16w4s1"),
@@ -36,6 +36,7 @@ _TF32 = {  # float32 in shared memory: a tile of half as many keys as in 16 bits
     "decode": {32: "m16n64w4s2", 64: "m16n64w4s2", 128: "m16n32w4s2", 256: "m16n16w4s1"},
 }
 _DESCRIPTORS = (90, 100)  # architectures
+_SPECIALIZED = {64: "m128n128w8s3-tma-ws", 128: "m128n128w8s2-tma-ws"}  # forward on sm_100; triton 3.7 cannot on sm_90
 _INSTEAD = {("forward", 100, 128): "m128n64w8s2"}  # of _WITH_POINTERS
 _AFTER = {  # of sm_80 and sm_120, chosen where the one before does not pass
     "forward": {32: "m64n64w4s3", 64: "m64n64w4s3", 128: "m64n32w4s2", 256: "m64n16w4s1"},
@@ -64,8 +65,11 @@ def candidates(kernel: str, arch: int, dtype: str, head_dim: int) -> list[str]:
         found = [f"{_WITH_DESCRIPTORS[kernel][head_dim]}-tma", by_pointers]
     else:
         found = [_WITH_POINTERS[kernel][head_dim], _AFTER[kernel][head_dim]]
-    compared = kernel != "forward" and dtype == "bfloat16" and head_dim in (64, 128)
-    return list(dict.fromkeys([*found, of_comparison(arch, head_dim)] if compared else found))
+    if kernel == "forward" and arch == 100 and head_dim in _SPECIALIZED:
+        found.append(_SPECIALIZED[head_dim])
+    elif kernel != "forward" and dtype == "bfloat16" and head_dim in (64, 128):
+        found.append(of_comparison(arch, head_dim))
+    return list(dict.fromkeys(found))
 
 
 def all_candidates(kernel: str) -> list[tuple[int, str, int, str]]:

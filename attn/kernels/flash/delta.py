@@ -32,7 +32,7 @@ def delta_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """BLOCK_M rows of one head; lse (batch, n_heads, seq_len), delta and lse_2 (batch, n_heads, row_len), all float32."""
+    """BLOCK_M rows of one head; lse (batch, n_heads, seq_len), delta and lse_2 (batch, n_heads, row_len), float32."""
     blocks = row_len // BLOCK_M
     first = tl.program_id(0) % blocks * BLOCK_M
     batch_head = tl.program_id(0) // blocks

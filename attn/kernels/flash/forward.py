@@ -133,7 +133,7 @@ def forward_kernel(
     )  # fmt: skip
     acc, l, m = over_keys(
         acc, l, m, queries, k, v, k_b, k_s, k_h, v_b, v_s, v_h, batch, kv_head, edge, end, kv_seq_len, seen, scale,
-        HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, True, TMA, False,
+        HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, True, TMA, SPECIALIZE,
     )  # fmt: skip
 
     nothing = l == 0.0

@@ -8,7 +8,9 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def tile_of(x, stride_b, stride_s, stride_h, batch, head, start, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr):
+def tile_of(
+    x, stride_b, stride_s, stride_h, batch, head, start, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr
+):
     """Rows start to start + BLOCK of a head: pointers [BLOCK, BLOCK_D]; with TMA the descriptor x as it is.
 
     Loops carry it and add `BLOCK * stride_s` to pointers, which costs less than to compute them anew.
