@@ -8,7 +8,7 @@ comma := ,
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help bench build test test-all test-mpi test-hosts lint format gate docs selftest ring-model lock audit remotes merge-driver image image-test test-slurm hooks clean
+.PHONY: help bench build test test-all test-mpi test-hosts lint format gate docs remeasure selftest ring-model lock audit remotes merge-driver image image-test test-slurm hooks clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -46,6 +46,9 @@ format: $(VENV)/.dev ## put the source into its form
 
 gate: $(VENV)/.runtime ## exit 1 where a row is wrong, crashed or timed out
 	@$(RUN) python -m bench gate
+
+remeasure: $(VENV)/.runtime ## the seed grid twice, after `make bench`: do its relative times come out again? a few minutes
+	@$(RUN) python -m bench remeasure seed
 
 docs: $(VENV)/.runtime ## fill in the generated parts of README.md and docs/
 	@$(RUN) python -m bench docs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from attn.registry import Implementation
 from bench import oracle, solved
 from bench.jobs import CHECKED_WORLD_SIZES, REAL, shown_against_ranks
 from bench.solved import Solved, Tensors
+from bench.variants import PLACED, PLACED_DOUT, VALUES
 
 ODD_LENGTHS = (1, 2, 31, 63, 65, 97, 127, 251, 513, 1000)  # 2, 31, 97, 127 and 251 are prime
 HEAD_DIMS = (16, 32, 40, 80, 96, 128, 256)
@@ -56,7 +57,7 @@ class Case:
 
     def placed(self, name: str, x: Tensor) -> Tensor:
         """The same values, in memory as this case has them."""
-        place = (_PLACED | _PLACED_DOUT).get(self.variant, {}).get(name)
+        place = (PLACED | PLACED_DOUT).get(self.variant, {}).get(name)
         return place(x) if place else x
 
 
@@ -85,7 +86,7 @@ def _moved(case: Case, implementation: Implementation) -> Case:
     slow = dtype == "float16" and max(w.seq_len, w.kv_seq_len) > SLOW_LENGTH
     pass_ = w.pass_ if implementation.backward and not slow else "forward"
     overflows = dtype == "float16" and case.variant == "values-1e4"
-    if overflows or (pass_ == "forward" and case.variant in _PLACED_DOUT):
+    if overflows or (pass_ == "forward" and case.variant in PLACED_DOUT):
         return case
     return replace(case, workload=replace(w, dtype=dtype, mask=mask, pass_=pass_), precision=implementation.precision)
 
@@ -114,8 +115,8 @@ def solve(case: Case, kind: str, seed: int, folder: Path | None = None, real: Pa
         given = oracle.inputs(kind, case.workload, seed)
         if case.variant.startswith("real"):
             given |= _real(case, real, [name for name in given if name != "dout"])
-        elif case.variant in _VALUES:
-            given = _VALUES[case.variant](given)
+        elif case.variant in VALUES:
+            given = VALUES[case.variant](given)
         found = oracle.solve(kind, case.workload, given, seed, case.precision)
     return _with_nan(found, case) if case.has_nan else found
 
@@ -143,7 +144,7 @@ def all_cases(kind: str) -> Iterator[Case]:
         base = replace(_BASE, dtype=dtype)
         # of a module, gradients of a huge token would hang on rounding alone
         yield Case(replace(base, pass_="forward") if kind == "module" else base, "huge-row")
-        yield from (Case(base, variant) for variant in _PLACED)
+        yield from (Case(base, variant) for variant in PLACED)
         yield Case(replace(base, seq_len=128, kv_seq_len=128), "dout-expanded")
         if kind == "module":
             yield Case(replace(base, pass_="forward"), "nan-x")
@@ -190,7 +191,7 @@ def _hurting(base: Workload) -> Iterator[Case]:
     yield Case(replace(base, softmax_scale=1e-9), "values-1e4")
     if base.dtype == "float32":
         yield Case(replace(base, pass_="forward"), "values-1e4")
-    yield from (Case(replace(base, pass_="forward"), variant) for variant in _PLACED)
+    yield from (Case(replace(base, pass_="forward"), variant) for variant in PLACED)
     for mask in MASK_ORDER:
         yield Case(replace(base, mask=mask, seq_len=65))
         yield Case(replace(base, mask=mask, seq_len=300, kv_seq_len=520, pass_="forward"))
@@ -221,84 +222,6 @@ def _covering() -> Iterator[Case]:
     for dtype in DTYPE_ORDER[:2]:  # one query, or a few, after many keys: decoding
         yield Case(replace(odd, batch=1, seq_len=1, kv_seq_len=127, dtype=dtype, pass_="forward"))
         yield Case(replace(odd, seq_len=3, kv_seq_len=251, dtype=dtype, mask="full"))
-
-
-def _huge_row(given: Tensors) -> Tensors:
-    """One query (of a module: token) whose logits overflow a naive exponential."""
-    name = "q" if "q" in given else "x"
-    huge = given[name].clone()
-    huge[:, huge.shape[1] // 2] *= 100
-    return {**given, name: huge}
-
-
-def _ones(given: Tensors) -> Tensors:
-    """The dout that out.sum().backward() makes."""
-    return {**given, "dout": torch.ones_like(given["dout"])}
-
-
-def _equal_rows(given: Tensors) -> Tensors:
-    return {name: x[:, :1].expand_as(x).contiguous() if name in "qkv" else x for name, x in given.items()}
-
-
-def _one_hot(given: Tensors) -> Tensors:
-    """Every row of q, k and v has one element that is not 0; keys that fit a query get nearly all its weight."""
-
-    def made(x: Tensor) -> Tensor:
-        return torch.zeros_like(x).scatter_(-1, x.float().argmax(-1, keepdim=True), 16.0)
-
-    return {name: made(x) if name in "qkv" else x for name, x in given.items()}
-
-
-def _times(factor: float) -> Callable[[Tensors], Tensors]:
-    return lambda given: {name: x * factor if name in "qkv" else x for name, x in given.items()}
-
-
-_VALUES: dict[str, Callable[[Tensors], Tensors]] = {
-    "huge-row": _huge_row,
-    "equal-rows": _equal_rows,
-    "one-hot": _one_hot,
-    "values-1e4": _times(1e4),
-    "values-1e-6": _times(1e-6),
-    "dout-expanded": _ones,
-}
-
-
-def _strided(x: Tensor) -> Tensor:
-    """A slice of a wider buffer: every stride but the last is not what a dense tensor has."""
-    wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan, dtype=x.dtype, device=x.device)
-    wide[..., : x.shape[-1]] = x
-    return wide[..., : x.shape[-1]]
-
-
-def _sliced(x: Tensor) -> Tensor:
-    """Tokens out of the middle of a longer sequence that is stored heads first (of a module: tokens first)."""
-    stored = x.transpose(1, 2) if x.ndim == 4 else x
-    *outer, seq_len, width = stored.shape
-    longer = torch.full((*outer, seq_len + 5, 2 * width), torch.nan, dtype=x.dtype, device=x.device)
-    held = longer[..., 3:-2, :width]
-    held.copy_(stored)
-    return held.transpose(1, 2) if x.ndim == 4 else held
-
-
-def _last_stride_2(x: Tensor) -> Tensor:
-    """Every second element: what lies side by side is not head_dim."""
-    wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan, dtype=x.dtype, device=x.device)
-    wide[..., ::2] = x
-    return wide[..., ::2]
-
-
-def _expanded(x: Tensor) -> Tensor:
-    """One element in memory, seen everywhere: all strides 0."""
-    return x.flatten()[:1].view([1] * x.ndim).expand_as(x)
-
-
-_Placing = dict[str, dict[str, Callable[[Tensor], Tensor]]]
-_PLACED: _Placing = {  # each tensor in a way of its own
-    "strided": {"q": _strided, "k": _sliced, "x": _strided, "dout": _strided},
-    "sliced": {"q": _sliced, "v": _strided, "x": _sliced, "dout": _sliced},
-    "last-stride-2": dict.fromkeys(("q", "k", "v", "x", "dout"), _last_stride_2),
-}
-_PLACED_DOUT: _Placing = {"dout-expanded": {"dout": _expanded}}
 
 
 def _real(case: Case, path: Path, names: list[str]) -> Tensors:

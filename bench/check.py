@@ -118,11 +118,17 @@ def _judged(
     return {
         "status": "incorrect" if reason else "ok",
         "reason": reason,
+        **_told(verdict),
+        "spread": spread,
+    }
+
+
+def _told(verdict: Verdict) -> dict[str, Any]:
+    return {
         "over_budget": verdict.over_budget,
         "max_abs_error": verdict.max_abs_error,
         "ranks": verdict.ranks,
         "nan_leaks": verdict.leaked,
-        "spread": spread,
         "sampled": verdict.sampled,
     }
 

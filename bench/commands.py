@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from attn import registry
 from attn.registry import Implementation
-from bench import check_tables, faults, machine, mend, tables
+from bench import check_tables, faults, machine, mend, placement, tables
 from bench import docs as generated
 from bench import grid as grids
 from bench.grid import Params
@@ -31,6 +31,7 @@ class BadInput(Exception):
 def validate(params: Params, _: Namespace) -> int:
     """That we got here says it all; what a killed dvc has torn is mended, since `make bench` begins with this."""
     machine.device_of(params)
+    placement.refuse_unknown(params.launch)
     for line in mend.mend():
         print(line)
     rows, chosen = len(params.implementations()), len(params.grids)
@@ -257,8 +258,6 @@ def _listed(one: Implementation, device: str, in_params: bool) -> dict[str, Any]
 
 
 def _why_not_here(one: Implementation, device: str) -> str | None:
-    from bench import placement
-
     if one.fault:
         return one.fault
     if device not in one.devices:

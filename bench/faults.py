@@ -103,6 +103,7 @@ def disagreements(params: Params) -> list[str]:
         *([] if rows_at_fault else _reference_faults(params)),
         *(f"grids.{name}: a table has that name, allowed: another" for name in params.grids if name in TABLES),
         *(fault for name in params.grids for fault in _grid_faults(params, name, known)),
+        *_launch_faults(params),
         *(
             ["protocol.min_samples must be at most protocol.samples"]
             if params.protocol.min_samples > params.protocol.samples
@@ -145,6 +146,19 @@ def _reference_faults(params: Params) -> list[str]:
         + ", ".join(params.family(family).implementations)
         for family, name in (("core", params.reference.core), ("module", params.reference.module))
         if name not in params.family(family).implementations
+    ]
+
+
+def _launch_faults(params: Params) -> list[str]:
+    """A size of groups that no ring of any grid could be divided into."""
+    size = params.launch.ulysses_size
+    sizes = {n for name in params.families.ring.grids if name in params.grids for n in params.grids[name].world_size}
+    if not size or not sizes or any(n % size == 0 for n in sizes):
+        return []
+    allowed = sorted({d for n in sizes for d in range(1, n + 1) if n % d == 0})
+    world = ", ".join(map(str, sorted(sizes)))
+    return [
+        f"launch.ulysses_size = {size}: divides no world_size ({world}), allowed: 0, {', '.join(map(str, allowed))}"
     ]
 
 

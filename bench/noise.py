@@ -37,9 +37,10 @@ class Spread:
 class Disturbance:
     """Of all samples of a cell; None where the machine, or an older record, does not tell.
 
-    short: the share that had less than nine tenths of the processor time of their process's best sample. preempted: a
-    sample, the mean. steal, stalled: of the time of the samples, taken by the hypervisor, and with a task waiting for
-    a processor. outliers: samples far out. throttled: samples that count for nothing.
+    All are of whole samples, with what is done around their calls. short: the share that had less than nine tenths of
+    the processor time of their process's best sample. preempted: a sample, the mean. steal, stalled: of the time of the
+    samples, taken by the hypervisor, and with a task waiting for a processor. outliers: samples far out. throttled:
+    samples that count for nothing.
     """
 
     samples: int
@@ -78,7 +79,7 @@ def reach(figure: Figure) -> float:
 def disturbance(record: Record) -> Disturbance:
     """Of a record with figures."""
     series = [process["series"] for process in record.processes]
-    wall_ms = sum(ms * one["calls"] for one in series for ms in one["samples_ms"])
+    wall_ms = sum(ms for one in series for ms in one.get("wall_ms", []))
     shares = [x / max(one["cpu_per_wall"]) for one in series for x in one["cpu_per_wall"] if max(one["cpu_per_wall"])]
     preempted = [x for one in series for x in one["preempted"]]
     return Disturbance(
@@ -122,7 +123,7 @@ def warnings(state: dict[str, Any]) -> list[str]:
     reasons = []
     for name, words in (
         ("others_busy", "others take {:.0f} % of its processors"),
-        ("steal", "its hypervisor {:.0f} %"),
+        ("steal", "its hypervisor takes {:.0f} %"),
     ):
         if isinstance(state.get(name), float) and state[name] > BUSY:
             reasons.append(words.format(100 * state[name]))
@@ -195,7 +196,7 @@ def _between(processes: list[list[float]]) -> float | None:
 
 
 def _share(series: list[dict[str, Any]], field: str, wall_ms: float) -> float | None:
-    """Of the samples' wall time; None where one of them has no value."""
+    """Of the samples' wall time; None where that, or one of the values, was not recorded."""
     values = [x for one in series for x in one.get(field, [])]
     if not values or None in values or not wall_ms:
         return None

@@ -6,11 +6,11 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench import wire
-from bench.grid import Launch
+from bench.grid import InvalidParams, Launch
 
 _SHARED = Path(".scratch/launch")  # all hosts see the repository; a folder of /tmp is each host's own
 
@@ -26,6 +26,26 @@ def why_not(launch: Launch | None = None) -> str | None:
     except ValueError as error:
         return f"params.yaml, launch: {error}"
     return None
+
+
+def refuse_unknown(launch: Launch) -> None:
+    """Hosts and the interface must be known here, from where ranks are started; of hosts Slurm knows more than we do.
+
+    Raises:
+        InvalidParams: one line each that is not.
+    """
+    faults, asked = list[str](), list[tuple[str, str, Callable[[str], str]]]()
+    asked += (
+        [] if inside_slurm() else [(f"hosts[{i}]", host, wire.address_towards) for i, host in enumerate(launch.hosts)]
+    )
+    asked += [("interface", launch.interface, wire.address_of)] if launch.interface else []
+    for where, name, find in asked:
+        try:
+            find(name)
+        except ValueError as error:
+            faults.append(f"params.yaml: launch.{where} = {name}: {error}")
+    if faults:
+        raise InvalidParams(faults)
 
 
 def find_mpiexec() -> str | None:

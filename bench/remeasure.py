@@ -61,7 +61,7 @@ def run(params: Params, asked: Namespace) -> int:
     except machine.OtherMachine as error:
         raise BadInput(str(error)) from None
     first, second = (_pass(params, results, identity, chosen, asked.grid) for _ in range(2))
-    found = [_compared(*both) for both in zip(first, second, strict=True)]
+    found = [compared(*both) for both in zip(first, second, strict=True)]
     counted = [one for one in found if one.percent is not None]
     print(_json(found) if asked.json else text(found, [*first, *second]))
     return 2 if not counted else int(not all(one.within for one in counted))
@@ -110,7 +110,8 @@ def _pass(params: Params, results: Path, identity: dict[str, object], chosen: li
     return found
 
 
-def _compared(first: Record, second: Record) -> Again:
+def compared(first: Record, second: Record) -> Again:
+    """The same cell in both passes."""
     cell = f"{first.implementation} {tables.where(first)}"
     one, other = (_relative(record) for record in (first, second))
     reasons = [record.reason or record.not_compared for record in (first, second)]

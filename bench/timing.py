@@ -31,12 +31,12 @@ class Throttled(Exception):
 class Series:
     """All samples of one process, in the order in which they were taken; index i is one pair.
 
-    samples_ms, reference_ms: per call. cpu_per_wall: processor time over wall time during the sample
-    (of all threads). preempted: involuntary context switches. steal_ms, stalled_ms: time that the
-    hypervisor took, and that some task waited for a processor; None where the machine does not tell. clock_share: the
-    device's clock after the sample, as a share of its default. hot_ms: where the device has a cache to flush, a sample
-    without that (samples_ms are cold). throttled_ms: samples taken at less than 75 % of the default clock, which are in
-    no figure.
+    samples_ms, reference_ms: per call. wall_ms: of the whole sample, with what is done around its calls to judge them;
+    so are cpu_per_wall: processor time over wall time (of all threads); preempted: involuntary context switches.
+    steal_ms, stalled_ms: time that the hypervisor took, and that some task waited for a processor; None where the
+    machine does not tell. clock_share: the device's clock after the sample, as a share of its default. hot_ms: where
+    the device has a cache to flush, a sample without that (samples_ms are cold). throttled_ms: samples taken at less
+    than 75 % of the default clock, which are in no figure.
     """
 
     calls: int = 0
@@ -44,6 +44,7 @@ class Series:
     samples_ms: list[float] = field(default_factory=list)
     reference_ms: list[float] = field(default_factory=list)
     reference_first: list[bool] = field(default_factory=list)
+    wall_ms: list[float] = field(default_factory=list)
     cpu_per_wall: list[float] = field(default_factory=list)
     preempted: list[int] = field(default_factory=list)
     steal_ms: list[float | None] = field(default_factory=list)
@@ -136,6 +137,7 @@ def _take_pair(
     series.reference_ms.append(reference_ms)
     series.reference_first.append(reference_first)
     series.samples_ms.append(milliseconds)
+    series.wall_ms.append(round(wall_s * 1e3, 3))
     series.cpu_per_wall.append(round((noise.cpu_s - before.cpu_s) / wall_s, 3))
     series.preempted.append(noise.preempted - before.preempted)
     series.steal_ms.append(_difference(noise.steal_ms, before.steal_ms))

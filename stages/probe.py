@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from bench import grid, guard, machine, mend, stage_log
+from bench import grid, guard, machine, mend, placement, stage_log
 from bench.files import write_json
 
 
@@ -14,6 +14,7 @@ def main() -> int:
     mend.keep()
     try:
         params = grid.load()
+        placement.refuse_unknown(params.launch)
         found = machine.identity(params)
         path = Path("results") / params.machine / "machine.json"
         machine.refuse_other_machine(params.machine, found, path)

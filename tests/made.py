@@ -65,8 +65,15 @@ def loss(**changes):
 def series(ms=2.0, spread=0.01, **changes):
     """Five pairs; samples lie evenly within `spread` of their median."""
     times = [ms * (1 + spread * step / 2) for step in (-1, -0.5, 0, 0.5, 1)]
-    fields = {"calls": 10, "samples_ms": times, "reference_ms": [ms / 1.5] * 5, "cpu_per_wall": [2.0] * 5}
-    signs = {"preempted": [0] * 5, "steal_ms": [0.0] * 5, "stalled_ms": [0.0] * 5, "outliers": [], "throttled_ms": []}
+    fields = {"calls": 10, "samples_ms": times, "reference_ms": [ms / 1.5] * 5, "wall_ms": [40.0] * 5}
+    signs = {
+        "cpu_per_wall": [2.0] * 5,
+        "preempted": [0] * 5,
+        "steal_ms": [0.0] * 5,
+        "stalled_ms": [0.0] * 5,
+        "outliers": [],
+        "throttled_ms": [],
+    }
     return {**fields, **signs, **changes}
 
 

@@ -66,6 +66,17 @@ def test_validate_says_how_much_there_is(said):
     assert said("validate") == (0, "params.yaml is valid: 13 implementations, 7 grids\n", "")
 
 
+def test_validate_refuses_hosts_and_an_interface_that_are_not_known_here(said, folder):
+    path = folder / "params.yaml"
+    text = path.read_text(encoding="utf-8").replace("hosts: []", "hosts: [localhost, no.such.host.invalid]")
+    path.write_text(text.replace('interface: ""', "interface: nope"), encoding="utf-8")
+    code, out, err = said("validate")
+    assert (code, out) == (2, "")
+    host, interface = err.splitlines()
+    assert host.startswith("params.yaml: launch.hosts[1] = no.such.host.invalid: no way from ")
+    assert interface.startswith("params.yaml: launch.interface = nope: interface nope has no address on ")
+
+
 def test_list_shows_every_row(said):
     code, out, err = said("list")
     assert (code, err) == (0, "")
@@ -101,7 +112,9 @@ def test_without_results_a_command_says_what_to_do(said, command):
 @pytest.mark.parametrize(
     ("command", "allowed"),
     [
-        (["table", "sead"], list(grid.load(PARAMS).grids)),
+        (["table", "sead"], [*grid.load(PARAMS).grids, "spread", "overhead"]),
+        (["remeasure", "sead"], ["seed", "backward", "ring"]),
+        (["remeasure"], ["results/local/machine.json is not there: run `make bench` first"]),
         (["check", "improved", "--grid", "sead"], list(grid.load(PARAMS).grids)),
         (["check", "improved", "--only", "(s513"], ["not a regular expression"]),
         (

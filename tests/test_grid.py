@@ -117,6 +117,8 @@ ONE_FAULT = {
         {"grids.seed.exclude": {"e.g. so": {"n_heads": 8}}}, "grids.seed.exclude.e.g. so: a reason, allowed: words .*"),
     "a grid with the name of a table": (
         {"grids.overhead": {"seq_len": [512]}}, "grids.overhead: a table has that name, allowed: another"),
+    "groups that no ring divides into": (
+        {"launch.ulysses_size": 3}, r"launch.ulysses_size = 3: divides no world_size \(1, 2\), allowed: 0, 1, 2"),
     "fewer samples than the least": (
         {"protocol.samples": 4}, "protocol.min_samples must be at most protocol.samples"),
     "a grid that leaves everything out": (

@@ -35,7 +35,8 @@ start = time.monotonic()
 for result in launch.run(asked["task"], asked["jobs"], asked["world_size"], deadline_s=asked["deadline_s"],
                          on=Launch(hosts=asked["hosts"])):
     print(json.dumps([result, time.monotonic() - start]), flush=True)
-    sys.stdin.readline()
+    if not sys.stdin.readline():  # whoever asked is gone: the other jobs are not wanted
+        break
     start = time.monotonic()
 """
 

@@ -1,5 +1,6 @@
 """bench.watch and bench.flips: no timed call goes unjudged, and right ones cost no more than a comparison."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from conftest import measure_job
 
 from attn import registry
 from attn.contract import Unsupported, Workload
-from bench import oracle
+from bench import machine, oracle
 from bench.calls import make
 from bench.flips import Flips
 from bench.measure import measure
@@ -71,7 +72,13 @@ def measured(folder: Path, line: str, **changes: Any) -> dict[str, Any]:
 
 
 def test_an_honest_row_is_timed(tmp_path: Path) -> None:
-    assert measured(tmp_path, f"out = {COMPUTED}")["status"] == "ok"
+    found = measured(tmp_path, f"out = {COMPUTED}")
+    assert found["status"] == "ok"
+    assert found["cpus"] == [machine.cpu_list(sorted(os.sched_getaffinity(0)))]
+    series = found["series"]
+    assert all(wall > ms * series["calls"] for wall, ms in zip(series["wall_ms"], series["samples_ms"], strict=True))
+    wanted = {"truth", "calls", "judging", "memory", "warm_up", "sampling"}
+    assert {phase for phase, seconds in found["spent_s"].items() if seconds > 0} >= wanted
 
 
 @pytest.mark.parametrize("cheat", FALSE)
