@@ -23,11 +23,17 @@ _SHOWN = 3
 
 
 def check(
-    path: Path, params: Params, identity: dict[str, Any], workloads: Sequence[Workload] = (), only: str = ""
+    path: Path,
+    params: Params,
+    identity: dict[str, Any],
+    workloads: Sequence[Workload] = (),
+    only: str = "",
+    truths_in: Path | None = None,
 ) -> dict[str, Any]:
     """Judge an implementation file, also one outside the repository; `workloads` are judged besides its cases.
 
-    only: a regular expression that the names of cases match.
+    only: a regular expression that the names of cases match. truths_in: a folder of solved cases, where those of the
+    pipeline are not to be asked.
 
     Returns `status`, `reason` (with the case and the error), `summary`, `cases` (where a worker fell, those until
     then, the last with the status of the whole), and `no_ranks`, why numbers of ranks cannot be had here.
@@ -41,7 +47,7 @@ def check(
         refused = f"device {identity['device']} is not among {', '.join(implementation.devices)}"
     if refused:
         return _report(implementation, {"status": "unsupported", "reason": refused})
-    job = _job(implementation, params, identity, workloads, only)
+    job = _job(implementation, params, identity, workloads, only, truths_in)
     sizes = CHECKED_WORLD_SIZES if implementation.kind == "ring" else (1,)
     found: list[dict[str, Any]] = []
     no_ranks: dict[str, str] = {}
@@ -118,6 +124,7 @@ def _job(
     identity: dict[str, Any],
     workloads: Sequence[Workload],
     only: str,
+    truths_in: Path | None,
 ) -> CheckJob:
     """On one rank, with all threads."""
     real, no_real = truths.real_inputs()
@@ -130,7 +137,7 @@ def _job(
         seed=params.protocol.seed,
         world_size=1,
         workloads=[workload.as_dict() for workload in workloads],
-        truths=truths.kept_cases(params, implementation.kind),
+        truths=str(truths_in) if truths_in else truths.kept_cases(params, implementation.kind),
         real=real,
         only=only,
         no_real=no_real,
