@@ -8,7 +8,7 @@ comma := ,
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help bench build test test-all test-mpi test-hosts lint format gate docs remeasure selftest ring-model lock audit remotes merge-driver image image-test test-slurm hooks clean
+.PHONY: help bench build gpu gpu-packages test test-all test-mpi test-hosts lint format gate docs remeasure selftest ring-model lock audit remotes merge-driver image image-test test-slurm hooks clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -21,6 +21,18 @@ bench: $(VENV)/.runtime ## judge, measure and show everything on this machine (a
 build: $(VENV)/.runtime ## compile our GPU kernels ahead of time and judge what the compiler says; no GPU needed
 	$(RUN) dvc repro build/dvc.yaml
 	@$(RUN) python -m bench build
+
+GPU_PYTHON ?= python3
+GPU_PYTHON_VERSION ?= 3.12
+GPU_PACKAGES := annotated-types|pydantic|pydantic-core|pyyaml|safetensors|tabulate|typing-extensions|typing-inspection|wcwidth
+gpu: ## on a GPU: judge and measure gpu.yaml in 9 minutes, with the torch and triton of GPU_PYTHON; no DVC, no network
+	@PYTHONPATH=$(abspath .gpu):$$PYTHONPATH $(GPU_PYTHON) -m bench gpu $(GPU_OPTIONS)
+
+gpu-packages: $(VENV)/.python ## what `make gpu` needs besides torch, for GPU_PYTHON_VERSION, into .gpu, to be brought along
+	@rm -rf .gpu && mkdir .gpu
+	@awk '/^[a-z]/ { kept = ($$0 ~ /^($(GPU_PACKAGES))==/) } kept' requirements/runtime.txt > .gpu/requirements.txt
+	$(PIP) --require-hashes --no-deps --only-binary=:all: --python-version $(GPU_PYTHON_VERSION) \
+	  $(addprefix --platform manylinux,2014_x86_64 _2_17_x86_64 _2_27_x86_64 _2_28_x86_64) --target .gpu -r .gpu/requirements.txt
 
 test: $(VENV)/.dev ## the tests (about 20 minutes on 2 cores)
 	$(RUN) python -m pytest -m "not slow"

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 try:
@@ -20,10 +21,12 @@ try:
         remeasure,
         selftest_command,
     )
+    from bench import gpu as gpu_command
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] in ("attn", "bench"):
         raise
-    sys.exit(f"{sys.executable} lacks the package {error.name}: use .venv/bin/python, which `make bench` sets up")
+    how = "use .venv/bin/python, which `make bench` sets up, or, beside a torch that is there, `make gpu-packages`"
+    sys.exit(f"{sys.executable} lacks the package {error.name}: {how}")
 
 _EXAMPLES = """\
 examples:
@@ -39,6 +42,7 @@ examples:
   python -m bench diff main                     what is slower than what main has recorded
   python -m bench publish my-laptop             keep what was measured here under a name
   python -m bench prune                         remove what removed rows left behind
+  python -m bench gpu                           on a GPU: judge and measure gpu.yaml in 9 minutes
   python -m bench gate                          exit 1 where a row is wrong, crashed or timed out
 """
 
@@ -113,6 +117,7 @@ def _of_records(add: _Add) -> list[_Parser]:
     project_command.arguments(projected)
     shown = add("table", commands.table, "print a table from what is recorded", "table seed")
     shown.add_argument("grid", nargs="?", help="a grid of params.yaml, `spread` or `overhead`; all grids when left out")
+    shown.add_argument("--params", metavar="FILE", help="of what the records are, such as gpu.yaml")
     shown.add_argument("--details", action="store_true", help="all columns, for the seed grid too")
     published = add("publish", commands.publish, "copy the records of `local` under a name", "publish my-laptop")
     published.add_argument("name", help="letters, digits, _ and -")
@@ -132,6 +137,10 @@ def _of_kernels_and_docs(add: _Add) -> None:
     what = add("build", build_command.build, told, "build --table").add_mutually_exclusive_group()
     what.add_argument("--table", action="store_true", help="what the compiler says of every configuration")
     what.add_argument("--keep", action="store_true", help="write the list that kernels choose from")
+    on_gpu = add(
+        "gpu", gpu_command.gpu, "judge and measure what gpu.yaml asks for, in a given time", "gpu", gpu_command.HELP
+    )
+    gpu_command.arguments(on_gpu)
     written = add("docs", commands.docs, "fill in the generated parts of README.md and docs/", "docs --check")
     written.add_argument("--check", action="store_true", help="change nothing; exit 1 where a file is out of date")
 
@@ -162,7 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         asked.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        return int(asked.run(grid.load(), asked))
+        named = getattr(asked, "params", None)
+        return int(asked.run(grid.load(Path(named)) if named else grid.load(), asked))
     except grid.InvalidParams as error:
         print(error, file=sys.stderr)
     except (commands.BadInput, kept.Damaged) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,9 +123,10 @@ def solve(case: Case, kind: str, seed: int, folder: Path | None = None, real: Pa
 
 
 def solve_cases(job: dict[str, Any]) -> dict[str, Any]:
-    """All problems of a kind (those of rings are of kind core), into a folder, as a worker's task."""
+    """All problems of a kind (those of rings are of kind core), or those that match, into a folder; a worker's task."""
     kinds = ("core", "ring") if job["kind"] == "core" else (job["kind"],)
-    problems = {case.problem: case for kind in kinds for case in all_cases(kind) if not case.has_nan}
+    every = (case for kind in kinds for case in all_cases(kind) if re.search(job.get("only", ""), case.name))
+    problems = {case.problem: case for case in every if not case.has_nan}
     for name, case in problems.items():
         small = case.workload.seq_len < 500  # a second thread would spend its time waiting
         torch.set_num_threads(1 if small else job["threads"])

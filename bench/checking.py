@@ -30,12 +30,13 @@ def check(
     identity: dict[str, Any],
     workloads: Sequence[Workload] = (),
     only: str = "",
+    truths_in: Path | None = None,
     spent: Spent | None = None,
 ) -> dict[str, Any]:
     """Judge an implementation file, also one outside the repository; `workloads` are judged besides its cases.
 
-    only: a regular expression that the names of cases match. spent: the clock of whoever asks, if what it did before
-    belongs to this too.
+    only: a regular expression that the names of cases match. truths_in: a folder of solved cases, where those of the
+    pipeline are not to be asked. spent: the clock of whoever asks, if what it did before belongs to this too.
 
     Returns `status`, `reason` (with the case and the error), `summary`, `cases` (where a worker fell, those until
     then, the last with the status of the whole), `no_ranks`, why numbers of ranks cannot be had here, and `spent_s`,
@@ -45,7 +46,7 @@ def check(
         Damaged: kept cases or real inputs are not what was written.
     """
     spent, of_workers = spent or Spent(), list[dict[str, float]]()
-    report = _checked(registry.read(path), params, identity, workloads, only, spent, of_workers)
+    report = _checked(registry.read(path), params, identity, workloads, only, truths_in, spent, of_workers)
     return {**report, "spent_s": total([spent.seconds(), *of_workers])}
 
 
@@ -55,6 +56,7 @@ def _checked(
     identity: dict[str, Any],
     workloads: Sequence[Workload],
     only: str,
+    truths_in: Path | None,
     spent: Spent,
     of_workers: list[dict[str, float]],
 ) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def _checked(
     if refused:
         return _report(implementation, {"status": "unsupported", "reason": refused})
     with spent.during("truth"):
-        job = _job(implementation, params, identity, workloads, only)
+        job = _job(implementation, params, identity, workloads, only, truths_in)
     sizes = CHECKED_WORLD_SIZES if implementation.kind == "ring" else (1,)
     found: list[dict[str, Any]] = []
     no_ranks: dict[str, str] = {}
@@ -142,6 +144,7 @@ def _job(
     identity: dict[str, Any],
     workloads: Sequence[Workload],
     only: str,
+    truths_in: Path | None,
 ) -> CheckJob:
     """On one rank, with all threads."""
     real, no_real = truths.real_inputs()
@@ -154,7 +157,7 @@ def _job(
         seed=params.protocol.seed,
         world_size=1,
         workloads=[workload.as_dict() for workload in workloads],
-        truths=truths.kept_cases(params, implementation.kind),
+        truths=str(truths_in) if truths_in else truths.kept_cases(params, implementation.kind),
         real=real,
         only=only,
         no_real=no_real,

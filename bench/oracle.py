@@ -157,14 +157,14 @@ def sampled_rows(kind: str, w: Workload) -> Tensor | None:
 
 
 def solve_and_write(job: dict[str, Any]) -> dict[str, Any]:
-    """`write` as a worker's task: path, kind, workload and seed of the job."""
-    write(Path(job["path"]), job["kind"], Workload.from_dict(job["workload"]), job["seed"])
+    """`write` as a worker's task: path, kind, workload, seed and device of the job."""
+    write(Path(job["path"]), job["kind"], Workload.from_dict(job["workload"]), job["seed"], job["device"])
     return {"status": "ok"}
 
 
-def write(path: Path, kind: str, workload: Workload, seed: int) -> None:
+def write(path: Path, kind: str, workload: Workload, seed: int, device: str = "cpu") -> None:
     """Compute and store a workload's inputs, truth and budget."""
-    solved.write(path, solve(kind, workload, inputs(kind, workload, seed), seed))
+    solved.write(path, solve(kind, workload, inputs(kind, workload, seed), seed, device=device))
 
 
 def _plain(

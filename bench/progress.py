@@ -6,9 +6,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class Steps:
@@ -34,11 +35,13 @@ class Steps:
 @contextmanager
 def steps(title: str, total: int) -> Iterator[Steps]:
     """`with steps("check standard", 40) as progress: ... progress.step("case")`."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield Steps(title, total, None)
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     title_, detail = TextColumn("{task.description}"), TextColumn("{task.fields[detail]}")
     columns = (title_, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), detail)
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         yield Steps(title, total, bar)

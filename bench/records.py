@@ -149,6 +149,7 @@ class Record(_Frozen):
     status: Status
     reason: str | None
     backend: str | None = None
+    configurations: dict[str, str] = {}  # of our kernels, by kernel, architecture, precision and head_dim
     not_compared: str | None = None
     max_abs_error: dict[str, float] = {}
     over_budget: dict[str, float] = {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,6 +25,7 @@ from bench.records import Record
 from bench.spent import Spent, total
 
 ORACLE = Path("data/oracle")
+NOT_REACHED: tuple[records.Status, str] = ("not_measured", "not reached: the time that was given was over")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Campaign:
 
     verdict: of the check stage; anything but ok keeps its cells from being measured at all.
     reference_verdict: of the yardstick; anything but ok and nothing is compared with it.
-    scratch: where samples of an unfinished run are kept.
+    scratch: where samples of an unfinished run are kept. until: of time.monotonic, after which no cell begins and the
+    one that runs is ended; what was not reached says so.
     """
 
     params: Params
@@ -43,6 +47,11 @@ class Campaign:
     verdict: dict[str, Any]
     reference_verdict: dict[str, Any]
     scratch: Path = store.FOLDER
+    until: float = math.inf
+
+    def deadline_s(self) -> float:
+        """Of a process or launch that begins now; 0 and less where none is to begin."""
+        return min(self.params.protocol.deadline_s, self.until - time.monotonic())
 
     @property
     def store(self) -> store.Store:
@@ -98,6 +107,7 @@ def run(campaign: Campaign, spent: Spent | None = None) -> list[Record]:
         noise.warn(state)
         for cell, result in _results(campaign, jobs, progress, spent):
             results[cell.key].append(result)
+    known |= {cell.key: NOT_REACHED for cell in todo if cell.key not in known and not results[cell.key]}
     found = [outcomes.record(campaign, cell, known.get(cell.key), results[cell.key], state) for cell in todo]
     noise.warn_of(found)
     return _with_shares(found, spent.seconds())
@@ -162,16 +172,19 @@ def _one_by_one(
 ) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
     protocol = campaign.params.protocol
     for cell, process in jobs:
-        if cell.key in dead:  # one process of it has failed: the others would only repeat it
+        deadline_s = campaign.deadline_s()
+        if cell.key in dead or deadline_s <= 0:  # one process of it has failed: the others would only repeat it
             continue
         measured = partial(
             worker.isolated,
             "measure",
             asdict(_job(campaign, cell, process)),
-            deadline_s=protocol.deadline_s,
+            deadline_s=deadline_s,
             memory_bytes=worker.memory_limit(protocol.memory_limit_gib),
         )
         result = spent.of_worker(measured)
+        if result["status"] == "timeout" and deadline_s < protocol.deadline_s:
+            continue  # its time was cut short: it was not reached
         if result["status"] != "ok":
             dead.add(cell.key)
         yield cell, process, result
@@ -186,17 +199,22 @@ def _in_launches(
     for cell, process in jobs:
         launches[process, cell.world_size].append((cell, process))
     for (_, world_size), served in sorted(launches.items()):
-        alive = [(cell, process) for cell, process in served if cell.key not in dead]
+        deadline_s = campaign.deadline_s()
+        alive = [(cell, process) for cell, process in served if cell.key not in dead and deadline_s > 0]
+        if not alive:
+            continue
         results = launch.run(
             "measure",
             [asdict(_job(campaign, cell, process)) for cell, process in alive],
             world_size,
-            deadline_s=protocol.deadline_s,
+            deadline_s=deadline_s,
             memory_bytes=worker.memory_limit(protocol.memory_limit_gib),
             on=campaign.params.launch,
         )
         for cell, process in alive:
             result = spent.of_worker(partial(next, results))
+            if result["status"] == "timeout" and deadline_s < protocol.deadline_s:
+                continue
             if result["status"] != "ok":
                 dead.add(cell.key)
             yield cell, process, result

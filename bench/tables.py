@@ -59,7 +59,8 @@ def grid_table(records: list[Record], ceiling: dict[str, Any], reports: dict[str
     align = ("left", *["right"] * (len(headers) - 2), "left")
     rows = [[*head(record, axes), *_cells(record, ceiling, reports)] for record in records]
     table = tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=align)
-    return "\n".join([table, "", *_fixed_axes(records[0], axes), *noise.notes(records), *_notes(records)]) + "\n"
+    fixed = _fixed_axes(records[0], axes, alone=_alone(records))
+    return "\n".join([table, "", *fixed, *noise.notes(records), *_notes(records)]) + "\n"
 
 
 def metrics(records: list[Record]) -> dict[str, Any]:
@@ -148,11 +149,19 @@ def where(record: Record) -> str:
 def _notes(records: list[Record]) -> list[str]:
     sampled = [f"- {r.implementation} {where(r)}: judged on {r.sampled}" for r in records if r.sampled]
     low = dict.fromkeys((r.implementation, r.workload["dtype"], r.precision) for r in records if r.precision != "dtype")
+    chosen: dict[str, dict[str, str]] = {r.implementation: {} for r in records if r.configurations}
+    for r in records:
+        chosen.get(r.implementation, {}).update(r.configurations)
     declared = [
         f"- {name}: {dtype} in memory, products in {precision}; judged by what that precision costs plain attention"
         for name, dtype, precision in low
     ]
-    return [*_reasons(records), *_not_compared(records), *sampled, *declared]
+    return [*_reasons(records), *_not_compared(records), *sampled, *declared, *_configurations(chosen)]
+
+
+def _configurations(chosen: dict[str, dict[str, str]]) -> list[str]:
+    """Of our kernels, what ran: chosen among those that passed the build."""
+    return [f"- {name}: {', '.join(f'{key} {one}' for key, one in keys.items())}" for name, keys in chosen.items()]
 
 
 def _not_compared(records: list[Record]) -> list[str]:
@@ -174,11 +183,16 @@ def varying(records: list[Record]) -> list[str]:
     return [axis for axis in axes if axis != "n_kv_heads" or grouped]
 
 
-def _fixed_axes(record: Record, varying: list[str]) -> list[str]:
+def _alone(records: list[Record]) -> bool:
+    return all(record.world_size == 1 for record in records)
+
+
+def _fixed_axes(record: Record, varying: list[str], *, alone: bool) -> list[str]:
     shown = [axis for axis in _AXES if axis not in varying and (axis != "n_kv_heads" or "n_heads" not in varying)]
     fixed = ", ".join(f"{axis} {record.workload[axis]}" for axis in shown)
     lines = [f"All: {fixed}. Intervals: 95 %, bootstrapped over processes. MiB net: peak of a call without its inputs."]
     if record.family == "ring":
+        lines += ["One rank everywhere: nothing is sent."] if alone else []
         lines.append(
             f"Time: the slowest rank's. / {record.reference}: to one process on all cores. "
             "*: more ranks than cores, oversubscribed, not compared."

@@ -22,7 +22,9 @@ CAPTURED = Path(".scratch/real/minilm.safetensors")  # where a check without DVC
 DEADLINE_S = 3600  # float64 is slow at great lengths, but it is done once
 
 
-def write_all(params: Params, family: str, grid: str, folder: Path) -> None:
+def write_all(
+    params: Params, family: str, grid: str, folder: Path, device: str = "cpu", deadline_s: float = DEADLINE_S
+) -> None:
     """`<workload>.safetensors` each, or `<workload>.json` with the status and reason that its cells will have."""
     kind = "module" if family == "module" else "core"
     workloads = list(dict.fromkeys(params.grids[grid].workloads()))
@@ -30,10 +32,11 @@ def write_all(params: Params, family: str, grid: str, folder: Path) -> None:
         for workload in workloads:
             path = folder / f"{workload.key}.safetensors"
             job = {"path": str(path), "kind": kind, "workload": workload.as_dict(), "seed": params.protocol.seed}
+            job["device"] = device
             result = worker.isolated(
                 "solve_and_write",
                 job,
-                deadline_s=DEADLINE_S,
+                deadline_s=deadline_s,
                 memory_bytes=worker.memory_limit(params.protocol.memory_limit_gib),
             )
             if result["status"] != "ok":

@@ -40,6 +40,7 @@ _TASKS = {
     "solve_cases": "cases",
     "capture_into": "capture",
     "measure_model": "model_cells",
+    "tune": "tune",
 }  # task -> its module of bench
 _LAST_LINES = 3
 SERVER_OF = "ATTN_BENCH_SERVER_OF"  # read by bench.forkserver

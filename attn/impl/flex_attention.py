@@ -1,7 +1,8 @@
 """PyTorch's FlexAttention, compiled by torch.compile; on the CPU forward only, where a C++ compiler is there.
 
 Source: torch.nn.attention.flex_attention (BSD-3-Clause), the version that is installed; Dong et al. 2024
-(arXiv 2412.05496). Without torch.compile it would hold all scores: that is never what runs here.
+(arXiv 2412.05496). Without torch.compile it would hold all scores: that is never what runs here. In torch 2.13 its CPU
+kernel makes 0 of a NaN in q or k, for which the judge refuses it there.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, hub
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.attention.flex_attention import flex_attention as flex
 
@@ -48,7 +49,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Ma
 
 @cache
 def _compiled() -> Callable[..., Any]:
-    """fullgraph: what cannot be compiled raises, and is not run another way."""
+    """With fullgraph, what cannot be compiled raises, and is not run another way."""
+    vars(hub)[
+        "tqdm"
+    ].monitor_interval = 0  # torch shows progress while it compiles; no thread of that is to be left behind
     return torch.compile(flex, fullgraph=True)
 
 

@@ -19,12 +19,25 @@ def merge_(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> No
     """Add a block to `out` (b, s, h, d) and `lse` (b, h, s) in place; both are float32.
 
     out += sigmoid(block_lse - lse) * (block_out - out);  lse = log(exp(lse) + exp(block_lse))
-    A row whose block is empty (block_lse -inf) is left as it is; a NaN stays one.
+    A row whose block is empty (block_lse -inf) is left as it is; a NaN stays one. On CUDA in one kernel of ours.
     """
+    if out.device.type == "cuda":
+        _fused_(out, lse, block_out, block_lse)
+        return
     gap = torch.where(block_lse == -torch.inf, -torch.inf, block_lse - lse)
     share = torch.sigmoid(gap).transpose(1, 2)[..., None]
     out.lerp_(block_out.float(), share)
     torch.logaddexp(lse, block_lse, out=lse)
+
+
+def _fused_(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> None:
+    """The kernel reads and writes `lse` in one piece; of some queries only, it is copied there and back."""
+    from attn.kernels.flash import host
+
+    whole = lse.contiguous()
+    host.merge_(out, whole, block_out, block_lse)
+    if whole.data_ptr() != lse.data_ptr():
+        lse.copy_(whole)
 
 
 def add(partial: Partial | None, queries: slice, block: Partial) -> Partial:

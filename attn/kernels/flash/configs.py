@@ -7,6 +7,7 @@ stands there can be chosen on a GPU, the first in the order below (the larger ti
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ from attn.contract import Unsupported
 
 ARCHITECTURES = (80, 90, 100, 120)
 PASSED = Path(__file__).parent / "passed.json"
+TUNED = "ATTN_BENCH_TUNED"  # environment: a file of bench/tune.py
 HEAD_DIMS = (32, 64, 128, 256)  # others are padded to the next
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")  # tf32: float32 in memory, products on tensor cores
 
@@ -89,6 +91,26 @@ def architecture(capability: tuple[int, int]) -> int:
 def key(kernel: str, arch: int, precision: str, head_dim: int) -> str:
     """What configurations are listed under, as in `forward/sm_90/bfloat16/d64`."""
     return f"{kernel}/sm_{arch}/{precision}/d{padded(head_dim)}"
+
+
+CHOSEN: dict[str, str] = {}  # what this process has run with, by key, for its record
+FORCED: dict[str, str] = {}  # what it must run with, while configurations are compared
+
+
+@cache
+def order() -> dict[str, list[str]]:
+    """`passed`, where this machine has timed them (a file that TUNED names) the fastest first, without what failed."""
+    path = os.environ.get(TUNED)
+    timed = json.loads(Path(path).read_text(encoding="utf-8")) if path and Path(path).exists() else {}
+    return {key: _by_time(names, timed.get(key)) for key, names in passed().items()}
+
+
+def _by_time(names: list[str], timed: dict[str, float | str] | None) -> list[str]:
+    """`timed`: milliseconds, or why one cannot run here, by name."""
+    if timed is None:
+        return names
+    ran = {name: ms for name in names if isinstance(ms := timed.get(name), float)}
+    return sorted(ran, key=lambda name: ran[name])
 
 
 @cache

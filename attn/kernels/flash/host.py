@@ -144,7 +144,7 @@ def merge_(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> No
 
 
 def choose(kernel: str, q: Tensor, read: tuple[Tensor, ...] = (), precision: Precision = "dtype") -> Config:
-    """The first configuration that passed the build for the device that q is on.
+    """Of the configurations that passed the build, the first for the device that q is on, as `configs.order` has them.
 
     One that reads by tensor descriptors is left out where a tensor of `read` does not lie as those need it.
 
@@ -156,10 +156,12 @@ def choose(kernel: str, q: Tensor, read: tuple[Tensor, ...] = (), precision: Pre
     arch = configs.architecture(torch.cuda.get_device_capability(q.device))
     key = configs.key(kernel, arch, _precision(q, precision), q.shape[-1])
     lying = all(_fits_descriptor(x) for x in read)
-    named = [Config.parse(name) for name in configs.passed().get(key, [])]
+    names = [configs.FORCED[key]] if key in configs.FORCED else configs.order().get(key, [])
+    named = [Config.parse(name) for name in names]
     found = next((config for config in named if lying or not config.tma), None)
     if found is None:
         raise Unsupported(f"no configuration of {key} passed the build, of {len(named)} none reads these strides")
+    configs.CHOSEN[key] = found.name
     return found
 
 
