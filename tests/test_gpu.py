@@ -17,7 +17,8 @@ from attn.contract import Unsupported
 from attn.kernels.flash import configs
 from bench import gpu, grid, records
 
-TRIAL = PARAMS.replace("[improved, sdpa]", "[improved, sdpa, flash_attn_2, triton_flash_tf32]")
+ROWS_TOO = "{improved: true, sdpa: true, flash_attn_2: true, triton_flash_tf32: true}"
+TRIAL = PARAMS.replace("{improved: true, sdpa: true}", ROWS_TOO)
 TRIAL = TRIAL.replace("scaling:\n    seq_len: [32, 64]", "scaling:\n    seq_len: [32, 64]\n    dtype: [bfloat16]")
 RUN = ("gpu", "--grid", "trial.yaml", "--device", "cpu", "--machine", "trial")
 ROWS = [("improved", "seed"), ("sdpa", "seed"), ("flash_attn_2", "scaling"), ("multihead_improved", "seed")]
