@@ -14,7 +14,7 @@ DTYPES = ("float32", "bfloat16", "float16")  # of the kernels without a product
 
 _FLOAT32 = {  # fused multiply-adds: tiles that fit into registers
     "forward": {32: "m32n32w4s1", 64: "m32n32w4s1", 128: "m32n32w8s1", 256: "m16n16w8s1"},
-    "dkdv": {32: "m32n32w4s1", 64: "m32n16w4s1", 128: "m16n16w4s1", 256: "m16n16w4s1"},
+    "dkdv": {32: "m32n32w4s1", 64: "m32n16w4s1", 128: "m16n16w4s1", 256: "m16n16w8s1"},
     "dq": {32: "m32n32w4s1", 64: "m32n16w4s1", 128: "m16n16w4s1", 256: "m16n16w4s1"},
     "decode": dict.fromkeys(HEAD_DIMS, "m16n16w4s1"),
 }

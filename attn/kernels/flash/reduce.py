@@ -22,17 +22,19 @@ def reduce_kernel(
     BLOCK_M: tl.constexpr,
 ):
     """Parts of `decode_kernel` -> out and lse of BLOCK_M rows."""
-    row = tl.cast(tl.program_id(0), tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tl.arange(0, BLOCK_D)
+    first = tl.cast(tl.program_id(0), tl.int64) * BLOCK_M
+    below, columns = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    row = first + below
     inside = row < rows
+    tile = below[:, None] * HEAD_DIM + columns[None, :]
     mask = inside[:, None] & (columns < HEAD_DIM)[None, :]
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     for part in range(parts):
-        at = tl.cast(part, tl.int64) * rows + row
-        part_m = tl.load(part_lse + at, mask=inside, other=float("-inf"))
-        values = tl.load(part_out + at[:, None] * HEAD_DIM + columns[None, :], mask=mask, other=0.0)
+        at = tl.cast(part, tl.int64) * rows + first
+        part_m = tl.load(part_lse + at + below, mask=inside, other=float("-inf"))
+        values = tl.load(part_out + at * HEAD_DIM + tile, mask=mask, other=0.0)
         new_m = tl.maximum(m, part_m, propagate_nan=tl.PropagateNan.ALL)
         finite_m = tl.where(new_m == float("-inf"), 0.0, new_m)
         shrink, weight = tl.exp(m - finite_m), tl.exp(part_m - finite_m)
