@@ -12,7 +12,7 @@ from bench.records import Record
 
 UNAVAILABLE = "unavailable"
 _HEADERS = [
-    "inside %", "between %", "± %", "time inside %", "between %", "samples", "short %", "preempted", "steal %",
+    "inside %", "between %", "± %", "time inside %", "time between %", "samples", "short %", "preempted", "steal %",
     "stalled %", "outliers",
 ]  # fmt: skip
 _HOW_TO_READ = f"""\

@@ -6,6 +6,7 @@ children behind) becomes a status with a reason, within its deadline.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import multiprocessing
@@ -133,6 +134,7 @@ def _child(sender: Connection, log: str, name: str, job: str, memory_bytes: int)
     os.dup2(descriptor, 2)
     if memory_bytes:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    gc.freeze()  # what the server has imported is nobody's garbage: looking for some takes 0.07 s each time
     ours, copies = os.getpid(), list[bool]()
     os.register_at_fork(after_in_parent=lambda: copies.append(True))  # a subprocess is none: it runs something else
     try:
