@@ -121,10 +121,10 @@ def compare(base: Side, head: Side) -> Difference:
 def ratio_of_medians(base: list[list[float]], head: list[list[float]], seed: int = 0) -> stats.Estimate:
     """Median of process medians, head over base; its interval is bootstrapped over the processes of both."""
     rng = np.random.default_rng(seed)
-    drawn = _drawn(head, rng) / _drawn(base, rng)
+    drawn = stats.drawn(head, rng) / stats.drawn(base, rng)
     tail = 100 * (1 - stats.LEVEL) / 2
     low, high = np.percentile(drawn, [tail, 100 - tail])
-    value = _middle(head) / _middle(base)
+    value = stats.middle(head) / stats.middle(base)
     return stats.Estimate(value, min(float(low), value), max(float(high), value))
 
 
@@ -155,21 +155,6 @@ class _SameCode:
         return self._known[implementation]
 
 
-def _middle(processes: list[list[float]]) -> float:
-    return float(np.median([np.median(samples) for samples in processes]))
-
-
-def _drawn(processes: list[list[float]], rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """As `stats.estimate` draws, all draws at once: processes with replacement, then samples within each."""
-    chosen = rng.integers(len(processes), size=(stats.RESAMPLES, len(processes)))
-    medians = np.empty(chosen.shape)
-    for number, samples in enumerate(processes):
-        here = chosen == number
-        drawn = rng.choice(np.array(samples), size=(int(here.sum()), len(samples)))
-        medians[here] = np.median(drawn, axis=1)
-    return np.median(medians, axis=1)
-
-
 def _change(base: Measured, head: Measured, cell: Cell, same_code: _SameCode) -> Change:
     why_time = _why_time(base, head, same_code)
     if why_time or base.ratios is None or head.ratios is None:
@@ -185,8 +170,8 @@ def _change(base: Measured, head: Measured, cell: Cell, same_code: _SameCode) ->
         cell=cell,
         workload=head.record.workload,
         oversubscribed=head.record.oversubscribed,
-        base_ms=_middle(base.times),
-        head_ms=_middle(head.times),
+        base_ms=stats.middle(base.times),
+        head_ms=stats.middle(head.times),
         by="time" if why_time else "ratio",
         why_time=why_time,
         change_percent=value,

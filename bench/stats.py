@@ -33,21 +33,26 @@ def estimate(processes: list[list[float]], seed: int = 0) -> Estimate:
     """
     if not processes or not all(processes):
         raise ValueError("no samples to estimate from")
-    medians = np.array([np.median(samples) for samples in processes])
-    rng = np.random.default_rng(seed)
-    drawn = [
-        np.median(
-            [
-                np.median(rng.choice(processes[i], len(processes[i])))
-                for i in rng.integers(len(processes), size=len(processes))
-            ]
-        )
-        for _ in range(RESAMPLES)
-    ]
     tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(drawn, [tail, 100 - tail])
-    value = float(np.median(medians))
+    low, high = np.percentile(drawn(processes, np.random.default_rng(seed)), [tail, 100 - tail])
+    value = middle(processes)
     return Estimate(value, min(float(low), value), max(float(high), value))
+
+
+def middle(processes: list[list[float]]) -> float:
+    """Median of the processes' medians."""
+    return float(np.median([np.median(samples) for samples in processes]))
+
+
+def drawn(processes: list[list[float]], rng: np.random.Generator) -> NDArray[np.float64]:
+    """RESAMPLES of that median, all draws at once: processes with replacement, then samples within each."""
+    chosen = rng.integers(len(processes), size=(RESAMPLES, len(processes)))
+    medians = np.empty(chosen.shape)
+    for number, samples in enumerate(processes):
+        here = chosen == number
+        again = rng.choice(np.array(samples), size=(int(here.sum()), len(samples)))
+        medians[here] = np.median(again, axis=1)
+    return np.asarray(np.median(medians, axis=1))
 
 
 def geometric_mean(values: list[float]) -> float:
