@@ -226,7 +226,7 @@ def _differentiated(
 
 
 def _baselines(
-    kind: str, w: Workload, given: Tensors, seed: int, rows: Tensor | None, precision: Precision
+    kind: str, w: Workload, given: Tensors, seed: int, rows: Tensor | None, precision: Precision = "dtype"
 ) -> Iterator[Tensors]:
     """Plain attention in the row's dtype and precision, in three formulations, its sums taken in several orders.
 

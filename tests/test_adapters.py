@@ -10,14 +10,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, measure_job
+from made import figures, record
+from test_breakdown import CEILING
 
 from attn import registry
 from attn.contract import Mask, Unsupported, Workload
 from attn.impl import flex_attention
 from attn.reference import plain_attention
 from attn.ring.communicator import Communicator
-from bench import cases, grid, launch
+from bench import cases, grid, launch, losses, outcomes, ring_tables
 
 ROWS = registry.find()
 OF_PACKAGES = {
@@ -243,6 +245,21 @@ def test_torchs_ring_is_right_on_2_ranks_over_gloo_and_refuses_what_it_cannot_de
     assert found["status"] == "ok", found
     assert [(one["status"], one["reason"]) for one in found["cases"][:3]] == [("ok", None)] * 3
     assert [one["status"] for one in found["cases"][3:]] == ["unsupported"] * 3
+
+
+@pytest.mark.mpi
+def test_what_a_ring_sends_for_itself_is_not_counted_and_its_time_is_not_taken_apart(tmp_path):
+    workload = Workload(1, 64, 2, 2, 16, "float32", "causal", "forward")
+    job = measure_job(ROWS["torch_context_parallel"].path, workload, tmp_path, 2)
+    (found,) = launch.run("measure", [job], 2, deadline_s=100, on=grid.Launch(transport="gloo"))
+    assert found["status"] == "ok", found
+    assert (found["payload_bytes"], found["messages"], found["payload_formula_bytes"]) == (None, None, None)
+    section = losses.ring([found], outcomes._no_loss(found))
+    assert (section.transport, section.loss, section.hidden, section.communication_ms) == ("gloo", None, None, None)
+    assert section.no_loss == "it sends for itself, so what it computes and what it sends cannot be told apart"
+    cell = record(family="ring", world_size=2, ring=section, figures=figures(payload_bytes=None, messages=None))
+    shown = ring_tables.text([cell], CEILING, {})
+    assert "no loss budget, it sends for itself" in shown
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # of torch, when it compiles
