@@ -18,7 +18,7 @@ bench: $(VENV)/.runtime ## judge, measure and show everything on this machine (a
 	$(RUN) dvc repro
 	@$(RUN) python -m bench table seed && echo "All tables and pictures: results/*/report.md"
 
-build: $(VENV)/.runtime ## compile our GPU kernels ahead of time and judge what the compiler says; no GPU needed
+build: $(VENV)/.runtime ## compile our GPU kernels ahead of time and judge what the compiler says; no GPU needed (10 minutes on 2 cores)
 	$(RUN) dvc repro build/dvc.yaml
 	@$(RUN) python -m bench build
 
