@@ -142,6 +142,7 @@ def solve(duel: Duel, cells: list[Cell], progress: Steps) -> dict[str, str]:
     for path, workload in files.items():
         seed, limit = duel.params.protocol.seed, duel.limits["memory_bytes"]
         told = {"path": str(path), "kind": path.parent.name, "workload": workload.as_dict(), "seed": seed}
+        told["device"] = "cpu"
         result = worker.isolated("solve_and_write", told, deadline_s=DEADLINE_S, memory_bytes=limit)
         if result["status"] != "ok":
             reasons[path] = f"{result['status']}: {result['reason']}"

@@ -291,7 +291,7 @@ def left(repo: Repo) -> list[str]:
 def test_a_row_that_does_ten_times_the_work_is_slower(repo: Repo) -> None:
     append(repo, "attn/impl/improved.py", TENFOLD)  # not committed: the work tree is seen as it is
     done = duelled(repo, "HEAD", "--cells", ONE_CELL, "--json")
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 1, done.stderr + done.stdout
     document = json.loads(done.stdout)
     (cell,) = [one for one in document["cells"] if one["verdict"] != "skipped"]
     assert cell["verdict"] == "slower"
