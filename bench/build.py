@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import queue
 import select
 import subprocess
@@ -41,7 +42,7 @@ def build(kernel: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
     """Compile what is not there yet; one file of figures and one cubin each in folder/kernel, and nothing else.
 
     Returns what was compiled now. One that does not compile has the status `failed`, with the compiler's last lines;
-    `lost`, and tried again by the next build, where the compiler died or took too long.
+    `lost`, and tried again when this is next called, where the compiler died or took too long.
 
     Raises:
         ValueError: there is no such kernel.
@@ -88,7 +89,7 @@ def report(folder: Path = FOLDER) -> dict[str, list[dict[str, Any]]]:
 def verdict(entry: dict[str, Any]) -> str:
     """`passed`, or what speaks against choosing a configuration on its architecture, with numbers."""
     if entry["status"] != "compiled":
-        return f"does not compile: {entry['reason']}"
+        return f"{'was lost' if entry['status'] == 'lost' else 'does not compile'}: {entry['reason']}"
     arch, limit = entry["arch"], build_sass.LIMITS[entry["arch"]].shared_per_block
     if entry["shared_bytes"] > limit:
         return f"{entry['shared_bytes']} bytes of shared memory, sm_{arch} has {limit}"
@@ -172,6 +173,8 @@ def _is_there(job: dict[str, Any]) -> bool:
         found = read_json(Path(job["figures"]))
     except (FileNotFoundError, ValueError):
         return False
+    if not isinstance(found, dict) or "status" not in found:  # not of ours
+        return False
     whole = found["status"] == "failed" or (found["status"] == "compiled" and Path(job["cubin"]).exists())
     return found.get("code") == job["code"] and whole
 
@@ -198,11 +201,13 @@ class _Compiler:
     def __enter__(self) -> _Compiler:
         self._process: subprocess.Popen[str] | None = None
         self._log = tempfile.NamedTemporaryFile(prefix="attn-bench-", suffix=".log")
+        self._scratch = tempfile.TemporaryDirectory(prefix="attn-bench-")  # its own, which it cannot remove when killed
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end()
         self._log.close()
+        self._scratch.cleanup()
 
     def ask(self, job: dict[str, Any]) -> dict[str, Any]:
         """What the process answers, or that it died, or did not answer in time."""
@@ -210,7 +215,8 @@ class _Compiler:
             self._log.seek(0)
             self._log.truncate()
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
-            self._process = subprocess.Popen(_COMPILER, text=True, **pipes)
+            environment = os.environ | {"TMPDIR": self._scratch.name}
+            self._process = subprocess.Popen(_COMPILER, text=True, env=environment, **pipes)
         assert self._process.stdin
         assert self._process.stdout
         with suppress(BrokenPipeError):  # one that is dead does not answer

@@ -102,15 +102,17 @@ def _left_out(found: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def faults(found: Sequence[dict[str, Any]]) -> list[str]:
-    """What `gate` stops at: a key with nothing to choose, a kernel without product that fails, an old list."""
+    """What `gate` stops at: a key with nothing to choose, what was lost or has no product and fails, an old list."""
     passed = build.passed(found)
     lines = [f"{key}: no configuration passed" for key, names in passed.items() if not names]
+    lost = any(entry["status"] == "lost" for entry in found)
     lines += [
         f"{entry['key']} {entry['config']}: {entry['verdict']}"
         for entry in found
-        if entry["key"] not in passed and not _passed(entry)
+        if entry["status"] == "lost" or (entry["key"] not in passed and not _passed(entry))
     ]
-    if passed != configs.passed():
+    lines += ["what was lost is tried again by `dvc repro -f build/dvc.yaml`"] if lost else []
+    if passed != configs.passed() and not lost:
         lines.append(f"{configs.PASSED.name} is not what the build found: `python -m bench build --keep`")
     return lines
 
@@ -124,7 +126,7 @@ def keep(found: Sequence[dict[str, Any]]) -> None:
 def _row(entry: dict[str, Any]) -> list[Any]:
     row = [entry["kernel"], entry["arch"], entry["dtype"], entry["head_dim"], entry["config"]]
     if entry["status"] != "compiled":
-        return [*row, *["-"] * (len(_HEADERS) - len(row) - 1), "failed"]
+        return [*row, *["-"] * (len(_HEADERS) - len(row) - 1), entry["status"]]
     tensor = " ".join(f"{count} {_short(opcode)}" for opcode, count in entry["loop_tensor"].items())
     done = build_sass.products(entry["loop_tensor"], Config.parse(entry["config"]).num_warps)
     of_due = f"{done / build.needed(entry, Config.parse(entry['config'])):.2f}" if tensor and done else "-"

@@ -9,6 +9,7 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tabulate import tabulate
 
 from attn import registry
 from attn.registry import Implementation
-from bench import check_tables, faults, machine, mend, placement, tables
+from bench import check_tables, closure, faults, machine, mend, placement, tables
 from bench import docs as generated
 from bench import grid as grids
 from bench.grid import Params
@@ -48,7 +49,7 @@ def list_(params: Params, asked: Namespace) -> int:
         print(json.dumps(rows, indent=1))
     else:
         print(
-            tabulate(rows, headers="keys", tablefmt="simple", maxcolwidths=[None, None, None, 22, None, None, None, 48])
+            tabulate(rows, headers="keys", tablefmt="simple", maxcolwidths=[None, None, None, 22, None, None, 22, 48])
         )
     return 0
 
@@ -260,8 +261,11 @@ def _listed(one: Implementation, device: str, in_params: bool) -> dict[str, Any]
 def _why_not_here(one: Implementation, device: str) -> str | None:
     if one.fault:
         return one.fault
-    if device not in one.devices:
-        return f"only on {', '.join(one.devices)}"
+    reasons = [f"only on {', '.join(one.devices)}"] if device not in one.devices else []
+    if "cpu" not in one.devices:  # others import what only a GPU needs where they need it
+        reasons += [f"needs {name}" for name in closure.third_party(one.path) if find_spec(name) is None]
+    if reasons:
+        return ", ".join(reasons)
     try:
         registry.entry_point(one, registry.load(one))
     except (Exception, SystemExit) as error:  # a list shows what is broken, it does not break

@@ -224,8 +224,17 @@ def _verdict(session: Session, name: str) -> dict[str, Any]:
         path = registry.IMPL_DIR / f"{name}.py"
         folder = _solved_cases(session, registry.read(path).kind)
         with device_lock(session.device):
-            found = checking.check(path, session.params, session.identity, (), session.only, folder)
+            found = checking.check(path, _in_time(session), session.identity, (), session.only, folder)
+        if session.left_s(1) <= 0 and found["status"] not in ("ok", "incorrect"):
+            return _NOT_JUDGED  # cut short, which says nothing of the row
         write_json(records.check_path(session.results, name), found)
         write_json(records.verdict_path(session.results, name), checking.verdict(found))
         session.verdicts[name] = read_json(records.verdict_path(session.results, name))
     return session.verdicts[name]
+
+
+def _in_time(session: Session) -> Params:
+    """The parameters, in which all cases of a row take no longer than there is time."""
+    protocol = session.params.protocol
+    deadline_s = session.left_s(protocol.deadline_s * checking._DEADLINE_FACTOR) / checking._DEADLINE_FACTOR
+    return session.params.model_copy(update={"protocol": protocol.model_copy(update={"deadline_s": deadline_s})})

@@ -9,8 +9,8 @@ def main(kernel: str) -> None:
     """One that does not compile is a line of the table, not a failure of the stage."""
     guard.die_with_dvc()
     found = build.build(kernel)
-    failed = sum(entry["status"] == "failed" for entry in found)
-    print(f"{kernel}: {len(found)} compiled now, {failed} of them without success")
+    failed = sum(entry["status"] != "compiled" for entry in found)
+    print(f"{kernel}: {len(found)} tried now, {failed} of them without success")
 
 
 if __name__ == "__main__":

@@ -152,6 +152,25 @@ def merged() -> None:
     torch.testing.assert_close(one, other, equal_nan=True)
 
 
+def extremes() -> None:
+    """Nothing to attend to or from, tokens further apart than 32 bits count, heads that are no whole groups."""
+    for batch, seq_len, kv_seq_len in ((1, 2, 0), (1, 40, 0), (0, 2, 5), (0, 40, 5), (1, 0, 5)):
+        q, k, v, dout = drawn((batch, seq_len, 2), (batch, kv_seq_len, 2), 32)
+        out, lse = host.forward(q, k, v, softmax_scale=0.3, shift=0)
+        grads = host.backward(dout, q, k, v, out, lse, softmax_scale=0.3, shift=0, dtype=torch.float32)
+        assert (out == 0).all()
+        assert (lse == -torch.inf).all()
+        assert all((x == 0).all() for x in grads)
+    apart = 1 << 26  # 34 of them pass 2^31; memory that nobody touches is not taken
+    q, k, v, _ = drawn((1, 40, 1), (1, 40, 1), 32, torch.float16)
+    far = torch.empty(40 * apart, dtype=torch.float16).as_strided(q.shape, (40 * apart, apart, 32, 1))
+    how = {"softmax_scale": 0.3, "shift": 0}
+    assert torch.equal(host.forward(far.copy_(q), k, v, **how)[0], host.forward(q, k, v, **how)[0])
+    q, k, v, _ = drawn((1, 20, 5), (1, 20, 2), 32)
+    with pytest.raises(Unsupported, match="5 heads to 2 of k and v, the kernels take whole multiples"):
+        host.forward(q, k, v, **how)
+
+
 def parts() -> None:
     """Decoding gives the same on any number of programs, also where the last part is short, or seen by no query."""
     q, k, v, _ = drawn((2, 3, 6), (2, 251, 2), 40)

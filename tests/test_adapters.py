@@ -16,7 +16,7 @@ from test_breakdown import CEILING
 
 from attn import registry
 from attn.contract import Mask, Unsupported, Workload
-from attn.impl import flex_attention
+from attn.impl import _sdpa, flex_attention
 from attn.reference import plain_attention
 from attn.ring.communicator import Communicator
 from bench import cases, grid, launch, losses, outcomes, ring_tables
@@ -136,6 +136,16 @@ def packages(monkeypatch):
             setattr(made[parent], child, made[name])
         monkeypatch.setitem(sys.modules, name, made[name])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+
+
+@pytest.mark.parametrize("name", ["flash_attn_2", "flash_attn_3", "flash_attn_4", "sdpa_flash", "sdpa_efficient"])
+def test_a_scale_of_0_under_a_causal_mask_is_refused_where_keys_are_hidden_before_they_are_scaled(
+    name, packages, monkeypatch
+):
+    monkeypatch.setattr(_sdpa, "_ASKED", dict.fromkeys(_sdpa._ASKED, lambda _: True))
+    attention, inputs = registry.load(ROWS[name]).attention, drawn()
+    with pytest.raises(Unsupported, match=r"softmax_scale 0 under a causal mask: .+ computes"):
+        attention(*inputs, softmax_scale=0.0, mask=Mask("causal"))
 
 
 @pytest.mark.parametrize("name", OF_PACKAGES)

@@ -217,6 +217,20 @@ def test_a_compiler_that_dies_is_a_failure_of_its_job_only(few, tmp_path, monkey
     assert all(one["reason"] == "the compiler ended with exit code -6: LLVM ERROR" for one in found)
     assert all(read_json(path)["status"] == "lost" for path in (tmp_path / "delta").glob("*.json"))
     assert len(build.build("delta", tmp_path)) == 2  # tried again
+    (figures,) = (tmp_path / "delta").glob("*bfloat16*.json")
+    for words in ("{}", "[]"):  # of a stranger
+        figures.write_text(words)
+        assert len(build.build("delta", tmp_path)) == 2
+    entry = found[0] | {"verdict": build.verdict(found[0])}
+    assert entry["verdict"] == "was lost: the compiler ended with exit code -6: LLVM ERROR"
+    assert "what was lost is tried again by `dvc repro -f build/dvc.yaml`" in build_tables.faults([entry])
+
+
+def test_a_compiler_leaves_nothing_in_the_folder_for_temporary_files(few, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(build.tempfile, "tempdir", None)
+    build.build("delta", tmp_path / "built")
+    assert [path.name for path in tmp_path.iterdir()] == ["built"]
 
 
 def test_a_compiler_that_does_not_end_is_killed(few, tmp_path, monkeypatch):

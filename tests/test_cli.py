@@ -9,7 +9,7 @@ from made import PARAMS, failed, record, records_of
 
 from attn import registry
 from attn.contract import DTYPES
-from bench import grid, records
+from bench import commands, grid, records
 from bench.__main__ import main
 from bench.files import write_json
 
@@ -100,6 +100,13 @@ def test_list_shows_why_a_broken_or_unlisted_row_does_not_run(said, monkeypatch)
     monkeypatch.setattr(registry, "find", lambda: known)
     row = json.loads(said("list", "--json")[1])[-1]
     assert (row["implementation"], row["listed"], row["here"]) == ("idea", "no", broken.fault)
+
+
+def test_list_says_which_package_is_missing_where_there_is_a_gpu_and_where_there_is_none():
+    row = registry.find()["flash_attn_3"]
+    assert commands._why_not_here(row, "cuda") == "needs flash_attn_interface"
+    assert commands._why_not_here(row, "cpu") == "only on cuda, needs flash_attn_interface"
+    assert commands._why_not_here(registry.find()["flex_attention"], "cuda") is None
 
 
 @pytest.mark.parametrize("command", [["table"], ["table", "seed"], ["gate"]])

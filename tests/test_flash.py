@@ -70,7 +70,9 @@ def test_a_tile_that_is_never_written_is_found():
     assert [one["status"] for one in found] == ["incorrect"]
 
 
-@pytest.mark.parametrize("what", ["descriptors", "strides", "blocks", "tiles", "merged", "parts", "tf32", "refusals"])
+@pytest.mark.parametrize(
+    "what", ["descriptors", "strides", "blocks", "tiles", "merged", "extremes", "parts", "tf32", "refusals"]
+)
 def test_what_no_case_of_the_judge_reaches(what):
     assert interpreted(what) == []
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from attn.contract import Unsupported
+from attn.contract import Mask, Unsupported
 
 
 @contextmanager
@@ -44,6 +44,16 @@ def refuse_head_dim(q: Tensor, sizes: Sequence[int], who: str) -> None:
     """
     if q.shape[-1] not in sizes:
         raise Unsupported(f"head_dim {q.shape[-1]}, {who} has {', '.join(map(str, sizes))}")
+
+
+def refuse_scale(softmax_scale: float, mask: Mask, who: str) -> None:
+    """Where a library hides keys by -inf before it scales, as FlashAttention's softmax.h does.
+
+    Raises:
+        Unsupported: softmax_scale is 0 under a causal mask.
+    """
+    if softmax_scale == 0 and mask.kind == "causal":
+        raise Unsupported(f"softmax_scale 0 under a causal mask: {who} computes -inf x 0 = NaN")
 
 
 def side_by_side(*tensors: Tensor) -> list[Tensor]:

@@ -8,6 +8,7 @@ from torch.backends import cuda
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attn.contract import Mask, Unsupported
+from attn.impl import _package
 
 _ASKED = {
     SDPBackend.FLASH_ATTENTION: cuda.can_use_flash_attention,
@@ -20,7 +21,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Ma
     """Shapes as in `attn.contract`; returns out, as q. No other backend takes over.
 
     Raises:
-        Unsupported: PyTorch says that this backend cannot do it.
+        Unsupported: PyTorch says that this backend cannot do it, or softmax_scale 0 where a kernel is causal.
     """
     square = q.shape[1] == k.shape[1]
     allowed = None if square else mask.allowed(q.shape[1], k.shape[1], q.device)
@@ -30,6 +31,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Ma
     if asked and not asked(cuda.SDPAParams(q_bhsd, k_bgtd, v_bgtd, allowed, 0.0, causal, grouped)):
         shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, {q.dtype}, {mask.kind}"
         raise Unsupported(f"PyTorch's {backend.name.lower()} does not take {shapes} on {q.device.type}")
+    if asked and causal:
+        _package.refuse_scale(softmax_scale, mask, f"PyTorch's {backend.name.lower()}")
     with sdpa_kernel(backend):
         out = F.scaled_dot_product_attention(
             q_bhsd, k_bgtd, v_bgtd, attn_mask=allowed, is_causal=causal, scale=softmax_scale, enable_gqa=grouped

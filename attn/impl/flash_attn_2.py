@@ -24,11 +24,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Ma
     """Shapes as in `attn.contract`; returns out, as q.
 
     Raises:
-        Unsupported: no such package, head_dim beyond 256.
+        Unsupported: no such package, head_dim beyond 256, softmax_scale 0 under a causal mask.
     """
     with _package.wanted("pip install flash-attn --no-build-isolation"):
         import flash_attn
 
+    _package.refuse_scale(softmax_scale, mask, "FlashAttention-2")
     if q.shape[-1] > _LARGEST:
         raise Unsupported(f"head_dim {q.shape[-1]}, FlashAttention-2 has 1 to {_LARGEST}")
     causal = mask.kind == "causal"

@@ -24,12 +24,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Ma
     """Shapes as in `attn.contract`; returns out, as q.
 
     Raises:
-        Unsupported: no such package, a GPU that is not Hopper, head_dim beyond 256.
+        Unsupported: no such package, a GPU that is not Hopper, head_dim beyond 256, softmax_scale 0 under a
+            causal mask.
     """
     with _package.wanted("`python setup.py install` in hopper/ of github.com/Dao-AILab/flash-attention"):
         from flash_attn_interface import flash_attn_func
 
     _package.refuse_capability(q, (9,), "FlashAttention-3")
+    _package.refuse_scale(softmax_scale, mask, "FlashAttention-3")
     if q.shape[-1] > _LARGEST:
         raise Unsupported(f"head_dim {q.shape[-1]}, FlashAttention-3 has 1 to {_LARGEST}")
     found = flash_attn_func(q, k, v, softmax_scale=softmax_scale, causal=mask.kind == "causal")

@@ -24,12 +24,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Ma
     """Shapes as in `attn.contract`; returns out, as q.
 
     Raises:
-        Unsupported: no such package, a GPU before Ampere, head_dim beyond 128 or no multiple of 8.
+        Unsupported: no such package, a GPU before Ampere, head_dim beyond 128 or no multiple of 8, softmax_scale 0
+            under a causal mask.
     """
     with _package.wanted("pip install --pre flash-attn-4"):
         from flash_attn.cute import flash_attn_func
 
     _package.refuse_capability(q, (8, 9, 10, 11, 12), "FlashAttention-4")
+    _package.refuse_scale(softmax_scale, mask, "FlashAttention-4")
     if q.shape[-1] > _LARGEST or q.shape[-1] % _MULTIPLE:
         raise Unsupported(f"head_dim {q.shape[-1]}, FlashAttention-4 has multiples of {_MULTIPLE} up to {_LARGEST}")
     found = flash_attn_func(q, k, v, softmax_scale=softmax_scale, causal=mask.kind == "causal")

@@ -1,4 +1,4 @@
-"""Exact attention that never holds seq_len x seq_len scores, the fastest exact way for the device and dtype.
+"""Exact attention that never holds seq_len x seq_len scores, by what suits the device and dtype.
 
 On CUDA: our own Triton kernels, the row `triton_flash`. On the CPU: PyTorch's fused kernel; for bfloat16 forward blocks
 of queries on the library's matrix products, faster than the fused kernel there and no less accurate than `standard`.

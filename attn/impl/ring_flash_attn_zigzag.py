@@ -25,7 +25,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Ma
     """Local shards in (batch, local_seq_len, heads, head_dim), local out.
 
     Raises:
-        Unsupported: no such package, one rank, tokens that do not fill two chunks a rank, head_dim beyond 256.
+        Unsupported: no such package, one rank, tokens that do not fill two chunks a rank, head_dim beyond 256,
+            softmax_scale 0.
     """
     with _package.wanted("pip install ring-flash-attn flash-attn"):
         from ring_flash_attn import zigzag_ring_flash_attn_func
@@ -34,6 +35,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Ma
         raise Unsupported("1 rank: ring-flash-attn sends to a neighbour in a process group, which one rank has not")
     if comm.seq_len % (2 * comm.world_size):
         raise Unsupported(f"{comm.seq_len} tokens on {comm.world_size} ranks: it takes multiples of 2 x ranks")
+    _package.refuse_scale(softmax_scale, mask, "FlashAttention-2")
     if q.shape[-1] > _LARGEST:
         raise Unsupported(f"head_dim {q.shape[-1]}, FlashAttention-2 has 1 to {_LARGEST}")
     one = _package.side_by_side(q, k, v)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attn.contract import Mask, Unsupported
+from attn.impl import _package
 from attn.ring.communicator import Communicator
 
 KIND = "ring"
@@ -32,7 +33,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Ma
 
     Raises:
         Unsupported: one rank, no process group, fewer heads of k and v, tokens that do not fill two chunks a rank,
-            softmax_scale 0 under a causal mask on the CPU, float32 on CUDA.
+            softmax_scale 0 under a causal mask, float32 on CUDA.
     """
     if comm.world_size == 1:
         raise Unsupported("1 rank: PyTorch's ring needs a process group, which one rank has not")
@@ -44,8 +45,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Ma
         raise Unsupported(f"{q.shape[2]} heads to {k.shape[2]} of k and v: PyTorch's ring takes as many")
     if comm.seq_len % (2 * comm.world_size):
         raise Unsupported(f"{comm.seq_len} tokens on {comm.world_size} ranks: it takes multiples of 2 x ranks")
-    if softmax_scale == 0 and mask.kind == "causal" and q.device.type == "cpu":
-        raise Unsupported("softmax_scale 0 under a causal mask: PyTorch's CPU kernel computes -inf x 0 = NaN")
+    _package.refuse_scale(softmax_scale, mask, "PyTorch's kernel")
     if q.device.type == "cuda" and q.dtype == torch.float32:
         raise Unsupported("dtype float32: PyTorch's flash kernel on cuda has bfloat16, float16")
     q_bhsd, k_bhsd, v_bhsd = (x.transpose(1, 2) for x in (q, k, v))

@@ -28,6 +28,7 @@ from attn.kernels.flash.reduce import reduce_kernel
 
 EVERYTHING = 1 << 30  # a shift with which every query sees every key
 _LONGEST = 1 << 29
+_WIDEST = 1 << 23  # stride from token to token: within a tile of MOST_ROWS, kernels count in 32 bits
 _LOG2_E = 1.4426950408889634
 _FEW_ROWS = 16  # queries of a group: the least that a tensor core takes
 _PROGRAMS_WITHOUT_GPU = 4
@@ -70,7 +71,7 @@ def forward(
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
     with _on(q):
-        if q.shape[1] * group <= _FEW_ROWS:
+        if q.shape[1] * group <= _FEW_ROWS and q.numel() and k.numel():
             _decode(q, k, v, out, lse, softmax_scale, shift, precision)
             return out, lse
         config = choose("forward", q, (q, k, v), precision)
@@ -212,6 +213,8 @@ def _refuse(q: Tensor, k: Tensor, softmax_scale: float, precision: Precision) ->
     if precision == "tf32" and q.dtype != torch.float32:
         raise Unsupported(f"dtype {q.dtype} with products in tf32, which are of float32")
     configs.padded(q.shape[-1])
+    if q.shape[2] % k.shape[2]:
+        raise Unsupported(f"{q.shape[2]} heads to {k.shape[2]} of k and v, the kernels take whole multiples")
     if not 0 <= softmax_scale < math.inf:
         raise Unsupported(f"softmax_scale {softmax_scale}, the kernels take 0 and more")
     if max(q.shape[1], k.shape[1]) > _LONGEST:
@@ -219,7 +222,8 @@ def _refuse(q: Tensor, k: Tensor, softmax_scale: float, precision: Precision) ->
 
 
 def _side_by_side(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+    """With head_dim side by side and tokens no further apart than kernels can count: copied where it is not."""
+    return x if x.stride(-1) == 1 and x.stride(1) < _WIDEST else x.contiguous()
 
 
 def _rows(x: Tensor, config: Config, rows: int) -> Tensor | TensorDescriptor:
