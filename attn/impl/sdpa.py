@@ -20,12 +20,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Ma
     """Shapes as in `attn.contract`; returns out, as q.
 
     Raises:
-        Unsupported: softmax_scale 0 under a causal mask on the CPU, where PyTorch hides keys before it scales.
+        Unsupported: softmax_scale 0 under a causal mask, where PyTorch's fused kernels hide keys before they scale.
     """
     square = q.shape[1] == k.shape[1]
     allowed = None if square else mask.allowed(q.shape[1], k.shape[1], q.device)
-    if softmax_scale == 0 and mask.kind == "causal" and square and q.device.type == "cpu":
-        raise Unsupported("softmax_scale 0 under a causal mask: PyTorch's CPU kernel computes -inf x 0 = NaN")
+    if softmax_scale == 0 and mask.kind == "causal" and square:
+        raise Unsupported("softmax_scale 0 under a causal mask: PyTorch's fused kernels compute -inf x 0 = NaN")
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
