@@ -178,8 +178,16 @@ def down(folder: Path) -> None:
 
 def _wait_for(pids: list[int]) -> None:
     end = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < end:
+    while any(map(runs, pids)) and time.monotonic() < end:
         time.sleep(0.01)
+
+
+def runs(pid: int) -> bool:
+    """There, and not just waiting for whoever is to take its exit status, which not every init does at once."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 # The process that holds a host.

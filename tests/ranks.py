@@ -1,7 +1,6 @@
 """What tests of launches share: rows whose rank 1 fails, and a check of few cases."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +48,9 @@ def one_of(words: str, text: str) -> bool:
     return any(part in text for part in words.split("|"))
 
 
-def wait_until(happens: Callable[[], bool], seconds: float) -> bool:
+def wait_until(happens: Any, seconds: float) -> Any:
+    """What it gave, once that is true; the last answer after so many seconds."""
     end = time.monotonic() + seconds
-    while not happens() and time.monotonic() < end:
+    while not (found := happens()) and time.monotonic() < end:
         time.sleep(0.02)
-    return happens()
+    return found

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Repo, measure_job, processes_of
+from ranks import wait_until
 
 from attn.contract import Workload
 from bench import duel_pairs
@@ -396,11 +396,3 @@ def test_a_killed_duel_leaves_no_process_and_the_next_one_tidies_up(
     assert done.returncode == 0, done.stdout
     assert len(repo.git("worktree", "list").splitlines()) == 1
     assert not list((repo.path.parent / "tmp").glob("attn-bench-duel-*"))
-
-
-def wait_until(happens: Any, seconds: float) -> Any:
-    """What it gave, once that is true; the last answer after so many seconds."""
-    end = time.monotonic() + seconds
-    while not (found := happens()) and time.monotonic() < end:
-        time.sleep(0.02)
-    return found

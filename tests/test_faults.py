@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from conftest import Repo, measure_job, processes_of
 from filelock import FileLock
+from hosts import runs
+from ranks import wait_until
 
 from attn.contract import Workload
 from bench import worker
@@ -143,7 +145,7 @@ def test_a_child_process_left_behind_is_gone_afterwards(end: str, tmp_path: Path
     line = f"pathlib.Path({str(note)!r}).write_text(str(subprocess.Popen(['sleep', '600']).pid))"
     checked(implementation(tmp_path, "parent", line, end), deadline_s=5)
     child = int(note.read_text(encoding="ascii"))
-    assert wait_until(lambda: not _runs(child), 5), "it still runs"
+    assert wait_until(lambda: not runs(child), 5), "it still runs"
     assert_healthy_next(tmp_path)
 
 
@@ -285,21 +287,6 @@ def test_a_second_measurement_waits_for_the_first_and_says_so(tiny: Repo) -> Non
             raise
     assert second.communicate(timeout=600)[0] == ""
     assert second.returncode == 0
-
-
-def wait_until(happens: Any, seconds: float) -> Any:
-    """What it gave, once that is true; the last answer after so many seconds."""
-    end = time.monotonic() + seconds
-    while not (found := happens()) and time.monotonic() < end:
-        time.sleep(0.02)
-    return found
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("asked", ["stages.plan", "bench.forkserver"])

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, processes_of
+from hosts import runs
 from ranks import FAULTS, RING, faulty, job, one_of, wait_until
 
 from bench import grid, launch, placement, wire
@@ -365,7 +366,7 @@ def test_what_a_row_has_started_ends_with_its_rank(then: str, tmp_path: Path) ->
     assert found.get("status") == ("ok" if then == "None" else "timeout"), found
     started = [int(one.stem) for one in tmp_path.glob("*.pid")]
     assert started
-    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), 30)
+    assert wait_until(lambda: not any(map(runs, started)), 30)
 
 
 @pytest.mark.mpi
