@@ -12,7 +12,6 @@ from tabulate import tabulate
 
 from bench import machine, noise, records, runner, tables
 from bench.commands import RESULTS, BadInput
-from bench.files import read_json
 from bench.grid import FAMILIES, Params
 from bench.records import Record
 from bench.stats import Estimate
@@ -95,17 +94,7 @@ def _pass(params: Params, results: Path, identity: dict[str, object], chosen: li
     found = []
     for family, name in chosen:
         with tempfile.TemporaryDirectory(prefix="attn-bench-") as scratch:
-            campaign = runner.Campaign(
-                params=params,
-                identity=identity,
-                family=family,
-                implementation=name,
-                grid=grid,
-                oracle=runner.ORACLE / family / grid,
-                verdict=read_json(records.verdict_path(results, name)),
-                reference_verdict=read_json(records.verdict_path(results, params.reference_of(family))),
-                scratch=Path(scratch),
-            )
+            campaign = runner.Campaign.recorded(params, identity, results, family, name, grid, Path(scratch))
             found += runner.run(campaign)
     return found
 

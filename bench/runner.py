@@ -49,6 +49,23 @@ class Campaign:
     scratch: Path = store.FOLDER
     until: float = math.inf
 
+    @classmethod
+    def recorded(
+        cls,
+        params: Params,
+        identity: dict[str, Any],
+        results: Path,
+        family: str,
+        implementation: str,
+        grid: str,
+        scratch: Path = store.FOLDER,
+    ) -> Campaign:
+        """With the truth and the verdicts that the pipeline has put down, these in `results`."""
+        row, reference = (
+            read_json(records.verdict_path(results, name)) for name in (implementation, params.reference_of(family))
+        )
+        return cls(params, identity, family, implementation, grid, ORACLE / family / grid, row, reference, scratch)
+
     def deadline_s(self) -> float:
         """Of a process or launch that begins now; 0 and less where none is to begin."""
         return min(self.params.protocol.deadline_s, self.until - time.monotonic())

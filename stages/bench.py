@@ -5,7 +5,6 @@ from pathlib import Path
 
 from bench import grid, guard, kept, mend, records, runner, spent, stage_log
 from bench import machine as machines
-from bench.files import read_json
 
 
 def main(family: str, machine: str, name: str, grid_name: str) -> int:
@@ -21,16 +20,7 @@ def main(family: str, machine: str, name: str, grid_name: str) -> int:
     except machines.OtherMachine as error:
         print(error, file=sys.stderr)
         return 1
-    campaign = runner.Campaign(
-        params=params,
-        identity=identity,
-        family=family,
-        implementation=name,
-        grid=grid_name,
-        oracle=runner.ORACLE / family / grid_name,
-        verdict=read_json(records.verdict_path(results, name)),
-        reference_verdict=read_json(records.verdict_path(results, params.reference_of(family))),
-    )
+    campaign = runner.Campaign.recorded(params, identity, results, family, name, grid_name)
     try:
         measured = runner.run(campaign, clock)
     except KeyboardInterrupt:
