@@ -54,7 +54,7 @@ import conftest
 target = Path(sys.argv[1])
 shutil.copytree(target.parent / "tests", target, ignore=shutil.ignore_patterns(".git", "results", "__pycache__"))
 head, _, protocol = conftest.PARAMS.partition("protocol:")
-text = head.replace("ring_v2_collective]\n    grids: [seed]", "ring_v2_collective]\n    grids: [ranks]")
+text = head.replace("ring_v2_collective: true}\n    grids: {seed: true}", "ring_v2_collective: true}\n    grids: {ranks: true}")
 assert text != head
 text += "  ranks:\n    seq_len: [64]\n    n_heads: [2]\n    mask: [causal]\n    world_size: [2]\nprotocol:" + protocol
 (target / "params.yaml").write_text(text)
