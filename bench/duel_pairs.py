@@ -33,15 +33,8 @@ PAIR_S = 4.0  # of slices: where a single call takes longer than a slice should,
 LEAST_BLOCKS = 2
 READY_S = 120.0
 
-# What made equal code differ twofold, though it is no code's: whether the C library hands freed memory back to the
-# kernel and gets it anew for each call, and threads that wait by spinning where another one wants the processor.
-STEADY = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 40),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-    "MALLOC_TOP_PAD_": str(1 << 26),
-    "OMP_WAIT_POLICY": "passive",
-    "KMP_BLOCKTIME": "0",
-}
+# Threads that wait by spinning, where another one wants the processor, made equal code differ threefold.
+STEADY = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 
 JobOf = Callable[[Side, int], dict[str, Any]]  # side, number of the pair -> what its worker is told
 Block = tuple[str, list[float], list[float]]  # order of its slices; of each in that order, wall and processor ms a call

@@ -140,6 +140,7 @@ class Protocol(_Strict):
     budget_s: Annotated[float, Field(gt=0, le=3600)]
     deadline_s: Annotated[int, Field(strict=True, gt=0, le=86400)]
     memory_limit_gib: Count
+    keep_memory: Annotated[bool, Field(strict=True)] = True
 
 
 class Launch(_Strict):

@@ -45,7 +45,7 @@ def measure(fields: dict[str, Any], team: Team | None = None) -> dict[str, Any]:
 def _measured(job: Job, team: Team, spent: Spent) -> dict[str, Any]:
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.protocol["seed"] + job.process)
-    device = open_device(job.device)
+    device = open_device(job.device, keep_memory=job.protocol["keep_memory"])
     with spent.during("truth"):
         problem = solved.read(Path(job.oracle))
         first = oracle.in_precision(problem, job)

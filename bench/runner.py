@@ -121,6 +121,7 @@ def run(campaign: Campaign, spent: Spent | None = None) -> list[Record]:
         with spent.during("waiting"):
             held.enter_context(device_lock(campaign.identity["device"]))
         state = machine.state() | (noise.before() if jobs else {})
+        state["freed_memory"] = "kept" if campaign.params.protocol.keep_memory else "as the C library does"
         noise.warn(state)
         for cell, result in _results(campaign, jobs, progress, spent):
             results[cell.key].append(result)

@@ -80,7 +80,7 @@ def _machine(found: list[Record]) -> list[str]:
 
     return [
         f"Processors: {said('cpus')}, pinned: {said('pinned')}; threads bound: {said('binding')}; "
-        f"governor: {said('governor')}.",
+        f"governor: {said('governor')}; freed memory: {said('freed_memory')}.",
         f"Before a stage began (least / median / most): others took {range_of('others_busy')} of the processors, "
         f"the hypervisor {range_of('steal')}.",
     ]

@@ -253,7 +253,15 @@ def measure_job(implementation: Path, workload: Workload, folder: Path, world_si
     path = folder / f"{workload.key}.safetensors"
     if not path.exists():
         oracle.write(path, "core", workload, seed=7)
-    protocol = {"seed": 7, "samples": 3, "min_samples": 2, "sample_ms": 1, "warmup_ms": 1, "warmup_calls": 1}
+    protocol = {
+        "seed": 7,
+        "samples": 3,
+        "min_samples": 2,
+        "sample_ms": 1,
+        "warmup_ms": 1,
+        "warmup_calls": 1,
+        "keep_memory": True,
+    }
     return asdict(
         Job(
             implementation=str(implementation),

@@ -153,12 +153,13 @@ def test_the_table_tells_of_the_machine():
         "pinned": True,
         "binding": "none",
         "governor": "unavailable",
+        "freed_memory": "kept",
         "others_busy": 0.02,
         "steal": 0.0,
     }
     shown = spread_tables.text(
         [timed(series(), series(), state=state), timed(series(), series(), interval=7, state=state)]
     )
-    assert "Processors: 0-1, pinned: True; threads bound: none; governor: unavailable." in shown
+    assert "Processors: 0-1, pinned: True; threads bound: none; governor: unavailable; freed memory: kept." in shown
     assert "others took 2 % / 2 % / 2 % of the processors" in shown
     assert "  !7.0  " in shown

@@ -161,5 +161,5 @@ def _aged(document):
     """A record, or a list of them, without what older programs did not write down."""
     if isinstance(document, list):
         return [_aged(one) for one in document]
-    newer = {"spent_s", "cpus", "pinned", "binding", "others_busy", "steal"}
+    newer = {"spent_s", "cpus", "pinned", "binding", "others_busy", "steal", "freed_memory"}
     return {key: _aged(value) if key == "state" else value for key, value in document.items() if key not in newer}
