@@ -101,9 +101,7 @@ def conclusion(outcomes: list[Outcome], both: tuple[Side, Side], chosen: Chosen)
         return COULD_NOT, f"Could not compare {len(failed)} of {len(compared)} cells; {first}."
     if slower:
         named = [f"{one.cell} by {one.change_percent.value:.1f} %" for one in slower if one.change_percent]
-        more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
-        words = ", ".join(named[:_SHOWN]) + more
-        return SLOWER, f"{head} is slower than {base} in {len(slower)} of {len(compared)} cells: {words}."
+        return SLOWER, f"{head} is slower than {base} in {len(slower)} of {len(compared)} cells: {_some(named)}."
     if unsure:
         sees = max(one.sees_percent or 0.0 for one in unsure)
         words = f"{len(unsure)} of {len(compared)} cells; a difference of {sees:.1f} % would have been seen"
@@ -138,7 +136,13 @@ def _lines(outcomes: list[Outcome]) -> list[str]:
     for one in outcomes:
         if one.verdict == "skipped":
             reasons.setdefault(str(one.reason), []).append(one.cell)
-    return lines + [f"not measured, {reason}: {', '.join(names)}" for reason, names in reasons.items()]
+    return lines + [f"not measured, {reason}: {_some(names)}" for reason, names in reasons.items()]
+
+
+def _some(names: list[str]) -> str:
+    """The first few by name; --json has all."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _document(
