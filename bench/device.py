@@ -150,15 +150,16 @@ def default_sm_mhz() -> float | None:
         return None
 
 
-_KEEP = ((-1, -1), (-2, 64 << 20), (-3, 32 << 20))  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD of malloc.h
+_KEEP = ((-1, -1), (-2, 64 << 20), (-4, 0))  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX of malloc.h
 
 
 def keep_freed_memory() -> None:
-    """From now on this process keeps blocks under 32 MiB that were freed (glibc's mallopt; elsewhere nothing happens).
+    """From now on this process hands no freed memory back to the kernel (glibc's mallopt; elsewhere nothing happens).
 
-    Left to itself, the C library gives them back to the kernel or does not, by the luck of what lies on top of the
-    heap, and a call that gets its memory anew takes page faults: the same row came out up to three times as slow, alike
-    in every sample of a process. Larger blocks it always gives back, which is no luck, and they would fragment.
+    Left to itself, the C library does or does not, by the luck of where there is room in its heap and what lies on top,
+    and a call that gets its memory anew takes page faults: the same row came out up to three times as slow, alike in
+    every sample of a process. What it costs: until holes have found their users, in the first few calls, a process
+    may take up to three times the memory of a call.
     """
     if hasattr(ctypes.CDLL(None), "mallopt"):
         for option, value in _KEEP:

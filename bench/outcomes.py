@@ -47,15 +47,18 @@ def record(
     common["spent_s"] = total(result.get("spent_s", {}) for result in results)
     common["state"] = state
     failed = next((result for result in results if result["status"] != "ok"), None)
-    outcome = _failed(failed) if failed else _measured(campaign, cell, results, oversubscribed=common["oversubscribed"])
-    return Record(**common, **outcome)
+    if failed:
+        return Record(**common, **_failed(campaign, failed))
+    return Record(**common, **_measured(campaign, cell, results, oversubscribed=common["oversubscribed"]))
 
 
-def _failed(result: dict[str, Any]) -> dict[str, Any]:
+def _failed(campaign: Campaign, result: dict[str, Any]) -> dict[str, Any]:
     """Of the first process that failed: status, reason, and what was judged."""
     judged = result.get("after") or result.get("before") or {}
     errors = {field: judged.get(field, {}) for field in ("max_abs_error", "over_budget")}
-    return {"status": result["status"], "reason": result["reason"], **errors}
+    keeps = campaign.identity["device"] == "cpu" and campaign.params.protocol.keep_memory
+    hint = "; with protocol.keep_memory: false it needs less" if keeps and result["status"] == "out_of_memory" else ""
+    return {"status": result["status"], "reason": result["reason"] + hint, **errors}
 
 
 def _measured(campaign: Campaign, cell: Cell, results: list[dict[str, Any]], *, oversubscribed: bool) -> dict[str, Any]:

@@ -4,11 +4,12 @@ import json
 import math
 
 import pytest
-from made import failed, figure, figures, record
+from made import PARAMS, failed, figure, figures, record
 from pydantic import ValidationError
 
-from bench import records
+from bench import grid, outcomes, records
 from bench.records import Figure, Record
+from bench.runner import Campaign
 
 ILLEGAL = {
     "figures without ok": ({"status": "crashed", "reason": "fell over"}, "figures exist only with status ok"),
@@ -114,3 +115,14 @@ def test_what_a_gate_lets_not_pass_are_statuses():
     for status in records.FAILED:
         failed(status=status)
     assert "unsupported" not in records.FAILED
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_ran_out_of_memory_that_it_kept_says_how_it_needs_less(keep, tmp_path):
+    params = grid.load(PARAMS)
+    params = params.model_copy(update={"protocol": params.protocol.model_copy(update={"keep_memory": keep})})
+    identity = {"device": "cpu", "threads": 2, "cpu_count": 2}
+    campaign = Campaign(params, identity, "core", "standard", "seed", tmp_path, {}, {}, tmp_path)
+    cell = grid.cells(params, "core", "standard", "seed")[0]
+    found = outcomes.record(campaign, cell, None, [{"status": "out_of_memory", "reason": "no more"}], {})
+    assert found.reason == "no more" + ("; with protocol.keep_memory: false it needs less" if keep else "")
