@@ -186,7 +186,8 @@ def test_causal_of_different_lengths_is_aligned_at_the_bottom_right(name):
     ("name", "shapes", "words"),
     [
         ("flash_attn_2", {"head_dim": 264}, "head_dim 264, FlashAttention-2 has 1 to 256"),
-        ("flash_attn_3", {"head_dim": 264}, "head_dim 264, FlashAttention-3 has 1 to 256"),
+        ("flash_attn_3", {"head_dim": 264}, "head_dim 264, FlashAttention-3 has multiples of 8 up to 256"),
+        ("flash_attn_3", {"head_dim": 20}, "head_dim 20, FlashAttention-3 has multiples of 8"),
         ("flash_attn_4", {"head_dim": 136}, "head_dim 136, FlashAttention-4 has multiples of 8 up to 128"),
         ("flash_attn_4", {"head_dim": 20}, "head_dim 20, FlashAttention-4 has multiples of 8"),
         ("flashinfer", {"head_dim": 40}, "head_dim 40, FlashInfer has 64, 128, 256"),
@@ -231,6 +232,8 @@ def test_the_zigzag_ring_is_called_causal_and_refuses_what_it_cannot_deal():
     for words, comm in (("1 rank", Communicator(0, 1, 12)), ("13 tokens on 2 ranks", Communicator(0, 2, 13))):
         with pytest.raises(Unsupported, match=words):
             called("ring_flash_attn_zigzag", q, k, v, comm=comm)
+    with pytest.raises(Unsupported, match="head_dim 20, ring-flash-attn has multiples of 8 up to 256"):
+        called("ring_flash_attn_zigzag", *drawn(head_dim=20), comm=Communicator(0, 2, 12))
 
 
 def test_torchs_ring_without_a_process_group_says_which_setting_makes_one():

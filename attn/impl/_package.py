@@ -37,13 +37,16 @@ def refuse_capability(q: Tensor, majors: Sequence[int], who: str) -> None:
 
 
 def refuse_head_dim(q: Tensor, sizes: Sequence[int], who: str) -> None:
-    """Where a library has kernels for some sizes only.
+    """Where a library has kernels for some sizes only: a few, or a range of multiples.
 
     Raises:
         Unsupported: head_dim is none of them.
     """
     if q.shape[-1] not in sizes:
-        raise Unsupported(f"head_dim {q.shape[-1]}, {who} has {', '.join(map(str, sizes))}")
+        words = ", ".join(map(str, sizes))
+        if isinstance(sizes, range):
+            words = f"multiples of {sizes.step} up to {sizes[-1]}" if sizes.step > 1 else f"{sizes[0]} to {sizes[-1]}"
+        raise Unsupported(f"head_dim {q.shape[-1]}, {who} has {words}")
 
 
 def refuse_scale(softmax_scale: float, mask: Mask, who: str) -> None:

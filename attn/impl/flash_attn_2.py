@@ -6,7 +6,7 @@ BSD-3-Clause. Not in requirements: it is built for one CUDA and one torch.
 
 from torch import Tensor
 
-from attn.contract import Mask, Unsupported
+from attn.contract import Mask
 from attn.impl import _package
 
 KIND = "core"
@@ -17,7 +17,7 @@ BACKWARD = True
 CROSS_LENGTH = True
 DETERMINISTIC = False  # its backward adds up in any order
 
-_LARGEST = 256
+_HEAD_DIMS = range(1, 257)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Mask) -> Tensor:
@@ -30,7 +30,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Ma
         import flash_attn
 
     _package.refuse_scale(softmax_scale, mask, "FlashAttention-2")
-    if q.shape[-1] > _LARGEST:
-        raise Unsupported(f"head_dim {q.shape[-1]}, FlashAttention-2 has 1 to {_LARGEST}")
+    _package.refuse_head_dim(q, _HEAD_DIMS, "FlashAttention-2")
     causal = mask.kind == "causal"
     return flash_attn.flash_attn_func(q, k, v, softmax_scale=softmax_scale, causal=causal)  # type: ignore[no-any-return]

@@ -6,7 +6,7 @@ BSD-3-Clause. Not in requirements: it needs CUDA 12.9 or newer and NVIDIA's CuTe
 
 from torch import Tensor
 
-from attn.contract import Mask, Unsupported
+from attn.contract import Mask
 from attn.impl import _package
 
 KIND = "core"
@@ -17,7 +17,7 @@ BACKWARD = True
 CROSS_LENGTH = True
 DETERMINISTIC = False  # its backward adds up in any order
 
-_LARGEST, _MULTIPLE = 128, 8
+_HEAD_DIMS = range(8, 129, 8)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Mask) -> Tensor:
@@ -32,8 +32,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Ma
 
     _package.refuse_capability(q, (8, 9, 10, 11, 12), "FlashAttention-4")
     _package.refuse_scale(softmax_scale, mask, "FlashAttention-4")
-    if q.shape[-1] > _LARGEST or q.shape[-1] % _MULTIPLE:
-        raise Unsupported(f"head_dim {q.shape[-1]}, FlashAttention-4 has multiples of {_MULTIPLE} up to {_LARGEST}")
+    _package.refuse_head_dim(q, _HEAD_DIMS, "FlashAttention-4")
     found = flash_attn_func(q, k, v, softmax_scale=softmax_scale, causal=mask.kind == "causal")
     out: Tensor = found[0] if isinstance(found, tuple) else found  # with lse, which is None unless it is asked for
     return out

@@ -18,15 +18,15 @@ BACKWARD = True
 LAYOUT = "zigzag"
 DETERMINISTIC = False  # the backward of its kernels adds up in any order
 
-_LARGEST = 256
+_HEAD_DIMS = range(8, 257, 8)  # it calls the kernels below flash_attn_func, which pads
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Mask, comm: Communicator) -> Tensor:
     """Local shards in (batch, local_seq_len, heads, head_dim), local out.
 
     Raises:
-        Unsupported: no such package, one rank, tokens that do not fill two chunks a rank, head_dim beyond 256,
-            softmax_scale 0.
+        Unsupported: no such package, one rank, tokens that do not fill two chunks a rank, head_dim beyond 256 or
+            no multiple of 8, softmax_scale 0.
     """
     with _package.wanted("pip install ring-flash-attn flash-attn"):
         from ring_flash_attn import zigzag_ring_flash_attn_func
@@ -36,7 +36,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, mask: Ma
     if comm.seq_len % (2 * comm.world_size):
         raise Unsupported(f"{comm.seq_len} tokens on {comm.world_size} ranks: it takes multiples of 2 x ranks")
     _package.refuse_scale(softmax_scale, mask, "FlashAttention-2")
-    if q.shape[-1] > _LARGEST:
-        raise Unsupported(f"head_dim {q.shape[-1]}, FlashAttention-2 has 1 to {_LARGEST}")
+    _package.refuse_head_dim(q, _HEAD_DIMS, "ring-flash-attn")
     one = _package.side_by_side(q, k, v)
     return zigzag_ring_flash_attn_func(*one, softmax_scale=softmax_scale, causal=True)  # type: ignore[no-any-return]
