@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from bench import machine
+
 Do = Callable[[], object]
 
 
@@ -150,18 +152,18 @@ def default_sm_mhz() -> float | None:
         return None
 
 
-_KEEP = ((-1, -1), (-2, 64 << 20), (-4, 0))  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX of malloc.h
+_KEEP = ((-1, -1), (-4, 0))  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
 
 
 def keep_freed_memory() -> None:
-    """From now on this process hands no freed memory back to the kernel (glibc's mallopt; elsewhere nothing happens).
+    """From now on this process hands nothing back to the kernel that its main thread frees, where glibc is in use.
 
     Left to itself, the C library does or does not, by the luck of where there is room in its heap and what lies on top,
     and a call that gets its memory anew takes page faults: the same row came out up to three times as slow, alike in
     every sample of a process. What it costs: until holes have found their users, in the first few calls, a process
     may take up to three times the memory of a call.
     """
-    if hasattr(ctypes.CDLL(None), "mallopt"):
+    if machine.can_keep_memory():
         for option, value in _KEEP:
             ctypes.CDLL(None).mallopt(option, value)
 

@@ -13,12 +13,13 @@ from pydantic import BaseModel, ConfigDict
 
 from bench import stats, tables
 from bench.recorded import Case, Cell, Measured, Side
-from bench.records import Record
+from bench.records import NOT_KEPT, Record
 from bench.revision import CannotCompare
 
 Verdict = Literal["slower", "faster", "same", "inconclusive", "machine"]
 BEYOND, WITHIN = 1.0, 3.0  # %: an interval that lies wholly beyond is a change, one around 0 and within is none
 GREW = 1.5
+OTHER_MEMORY = "freed memory was kept at one of both only (protocol.keep_memory)"
 LOST = ("incorrect", "crashed", "timeout", "out_of_memory")  # what a cell that was ok must not become
 
 
@@ -164,7 +165,7 @@ def _change(base: Measured, head: Measured, cell: Cell, same_code: _SameCode) ->
     value, low, high = (100 * (factor - 1) for factor in (found.value, found.low, found.high))
     alone = min(len(base.times), len(head.times)) < 2  # one process says nothing of how processes differ
     said = "inconclusive" if alone else verdict(low, high)
-    if why_time and said != "same" and same_code(cell.implementation):
+    if why_time and said != "same" and (why_time == OTHER_MEMORY or same_code(cell.implementation)):
         said = "machine"
     return Change(
         cell=cell,
@@ -184,6 +185,8 @@ def _change(base: Measured, head: Measured, cell: Cell, same_code: _SameCode) ->
 def _why_time(base: Measured, head: Measured, same_code: _SameCode) -> str | None:
     """What keeps two ratios from being compared."""
     was, now = base.record.reference, head.record.reference
+    if len({one.record.state.get("freed_memory", NOT_KEPT) for one in (base, head)}) > 1:
+        return OTHER_MEMORY
     if head.record.implementation in (was, now):
         return "it is the yardstick itself"
     if was != now:

@@ -101,7 +101,7 @@ class Duel:
             device=self.identity["device"],
             threads=machine.threads_per_rank(threads, cell.world_size),
             all_threads=threads,
-            protocol=self.params.protocol.model_dump(),
+            protocol=self.params.protocol.model_dump() | {"keep_memory": True},
             process=number,
         )
         return asdict(job)

@@ -68,7 +68,10 @@ def fits_twice(cell: Cell, identity: dict[str, Any]) -> bool:
 
 
 def needed_bytes(cell: Cell) -> int:
-    """Of one worker, the judge's float64 and one set of scores for each direction included, though few rows hold it."""
+    """Of one worker, the judge's float64 and one set of scores for each direction included, though few rows hold it.
+
+    Scores count three times: so much a heap that keeps what is freed may take for them.
+    """
     w, item = cell.workload, _ITEM_BYTES[cell.workload.dtype]
     out = w.batch * w.seq_len * w.embed_dim
     given = out + 2 * w.batch * w.kv_seq_len * w.n_kv_heads * w.head_dim
@@ -76,7 +79,7 @@ def needed_bytes(cell: Cell) -> int:
         given = 3 * out + 4 * w.embed_dim**2
     if w.backward:
         given, out = given + out, out + given
-    scores = w.batch * w.n_heads * w.seq_len * w.kv_seq_len * (3 if w.backward else 2)
+    scores = 3 * w.batch * w.n_heads * w.seq_len * w.kv_seq_len * (3 if w.backward else 2)
     return _WORKER_BYTES + 2 * (given + out) * item + 4 * out * 8 + scores * max(item, 4)
 
 

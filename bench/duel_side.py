@@ -48,7 +48,7 @@ class Contestant:
         self.job = Job(**fields)
         torch.set_num_threads(self.job.threads)
         torch.manual_seed(self.job.protocol["seed"] + self.job.process)
-        self.device = open_device(self.job.device, keep_memory=self.job.protocol["keep_memory"])
+        self.device = open_device(self.job.device)
         self.workload = Workload.from_dict(self.job.workload)
         self.implementation = registry.read(Path(self.job.implementation))
         self.first = oracle.in_precision(solved.read(Path(self.job.oracle)), self.job)

@@ -24,6 +24,7 @@ _ALLOWED = {
     "greater_than": "a whole number above 0",
     "greater_than_equal": "a whole number, 0 or more",
     "int_type": "a whole number",
+    "bool_type": "true or false",
     "string_type": "a text",
     "too_short": "at least one entry",
     "string_pattern_mismatch": "letters, digits, _ and -",

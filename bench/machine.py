@@ -5,6 +5,7 @@ What a machine does not tell is "unavailable", never blank.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -83,6 +84,11 @@ def state() -> dict[str, Any]:
         "pinned": len(affinity()) < (os.cpu_count() or 1) if affinity() else UNAVAILABLE,
         "binding": " ".join(f"{name}={os.environ[name]}" for name in _BINDING if name in os.environ) or "none",
     }
+
+
+def can_keep_memory() -> bool:
+    """Whether the C library can be told to keep what is freed (glibc's mallopt)."""
+    return hasattr(ctypes.CDLL(None), "mallopt")
 
 
 def affinity() -> set[int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attn import registry
 from bench import losses, machine, placement, roofline, stats
 from bench.grid import Cell
-from bench.records import Figure, Figures, Record, Status
+from bench.records import KEPT, Figure, Figures, Record, Status
 from bench.spent import total
 
 if TYPE_CHECKING:
@@ -48,15 +48,15 @@ def record(
     common["state"] = state
     failed = next((result for result in results if result["status"] != "ok"), None)
     if failed:
-        return Record(**common, **_failed(campaign, failed))
+        return Record(**common, **_failed(campaign, failed, state))
     return Record(**common, **_measured(campaign, cell, results, oversubscribed=common["oversubscribed"]))
 
 
-def _failed(campaign: Campaign, result: dict[str, Any]) -> dict[str, Any]:
+def _failed(campaign: Campaign, result: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
     """Of the first process that failed: status, reason, and what was judged."""
     judged = result.get("after") or result.get("before") or {}
     errors = {field: judged.get(field, {}) for field in ("max_abs_error", "over_budget")}
-    keeps = campaign.identity["device"] == "cpu" and campaign.params.protocol.keep_memory
+    keeps = campaign.identity["device"] == "cpu" and state.get("freed_memory") == KEPT
     hint = "; with protocol.keep_memory: false it needs less" if keeps and result["status"] == "out_of_memory" else ""
     return {"status": result["status"], "reason": result["reason"] + hint, **errors}
 

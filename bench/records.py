@@ -11,6 +11,7 @@ from attn.contract import Precision
 from bench.files import read_json, write_json
 
 Status = Literal["ok", "incorrect", "unsupported", "out_of_memory", "timeout", "crashed", "not_measured"]
+KEPT, NOT_KEPT = "kept", "as the C library does"  # of a state: what a process does with the memory that it freed
 LEFT_OUT = "left out in params.yaml: "  # how the reason of such a cell begins
 FAILED: tuple[Status, ...] = ("incorrect", "crashed", "timeout")  # what `gate` does not let pass
 Finite = Annotated[float, Field(allow_inf_nan=False)]

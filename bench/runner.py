@@ -21,7 +21,7 @@ from bench.grid import Cell, Params, cells
 from bench.jobs import Job
 from bench.lock import device_lock
 from bench.progress import Steps, steps
-from bench.records import Record
+from bench.records import KEPT, NOT_KEPT, Record
 from bench.spent import Spent, total
 
 ORACLE = Path("data/oracle")
@@ -121,7 +121,7 @@ def run(campaign: Campaign, spent: Spent | None = None) -> list[Record]:
         with spent.during("waiting"):
             held.enter_context(device_lock(campaign.identity["device"]))
         state = machine.state() | (noise.before() if jobs else {})
-        state["freed_memory"] = "kept" if campaign.params.protocol.keep_memory else "as the C library does"
+        state["freed_memory"] = KEPT if campaign.params.protocol.keep_memory and machine.can_keep_memory() else NOT_KEPT
         noise.warn(state)
         for cell, result in _results(campaign, jobs, progress, spent):
             results[cell.key].append(result)

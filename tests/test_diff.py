@@ -70,6 +70,17 @@ def test_without_a_common_yardstick_times_are_compared_and_the_reason_is_given(h
     assert why in says("v1")[1]
 
 
+def test_across_kept_memory_nothing_counts(history, tells, says):
+    (history.path / "attn/impl/standard.py").write_text("changed = 1\n", encoding="utf-8")
+    history.write(timed(4.0, reference_ms=2.0, state={"freed_memory": "kept"}))
+    (change,) = tells("v1").changes
+    assert (change.by, change.verdict) == ("time", "machine")
+    assert "freed memory was kept at one of both only" in says("v1")[1]
+    history.tagged("kept")
+    history.write(timed(8.0, reference_ms=2.0, state={"freed_memory": "kept"}))
+    assert tells("kept").changes[0].verdict == "slower"
+
+
 @pytest.mark.parametrize("name", ["attn/impl/sdpa.py", "attn/contract.py"])
 def test_a_yardstick_whose_code_changed_is_none(history, tells, name):
     history.write(timed(4.0, reference_ms=2.0))

@@ -74,6 +74,7 @@ ONE_FAULT = {
     "no ranks": ({"grids.ring.world_size": [0]}, r"grids.ring.world_size\[0\] = 0, allowed: a whole number above 0"),
     "a size with a fraction": (
         {"grids.seed.seq_len": [512.5]}, r"grids.seed.seq_len\[0\] = 512.5, allowed: a whole number"),
+    "no truth value": ({"protocol.keep_memory": 1}, "protocol.keep_memory = 1, allowed: true or false"),
     "a size in words": ({"grids.seed.seq_len": "512"}, r"grids.seed.seq_len\[0\] = '512', allowed: a whole number"),
     "a truth value for a size": (
         {"grids.seed.batch": [True]}, r"grids.seed.batch\[0\] = True, allowed: a whole number"),

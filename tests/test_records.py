@@ -120,9 +120,9 @@ def test_what_a_gate_lets_not_pass_are_statuses():
 @pytest.mark.parametrize("keep", [True, False])
 def test_what_ran_out_of_memory_that_it_kept_says_how_it_needs_less(keep, tmp_path):
     params = grid.load(PARAMS)
-    params = params.model_copy(update={"protocol": params.protocol.model_copy(update={"keep_memory": keep})})
     identity = {"device": "cpu", "threads": 2, "cpu_count": 2}
     campaign = Campaign(params, identity, "core", "standard", "seed", tmp_path, {}, {}, tmp_path)
     cell = grid.cells(params, "core", "standard", "seed")[0]
-    found = outcomes.record(campaign, cell, None, [{"status": "out_of_memory", "reason": "no more"}], {})
+    state = {"freed_memory": records.KEPT if keep else records.NOT_KEPT}
+    found = outcomes.record(campaign, cell, None, [{"status": "out_of_memory", "reason": "no more"}], state)
     assert found.reason == "no more" + ("; with protocol.keep_memory: false it needs less" if keep else "")
