@@ -27,9 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,9 +36,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attn import reference, registry
-from attn.contract import Mask, Precision, Workload
+from attn.contract import Precision, Workload
 from bench import solved
 from bench.jobs import Job
+from bench.plain import plain
 from bench.solved import Solved, Tensors, by_head
 
 FORWARD_ROUNDINGS = 3
@@ -87,11 +86,11 @@ def solve(
     """Truth and budgets for given inputs, computed on a device, kept on the CPU."""
     host, given = given, {name: x.to(device) for name, x in given.items()}
     rows = sampled_rows(kind, workload)
-    truth = _plain(kind, workload, _double(given), rows)
+    truth = plain(kind, workload, _double(given), rows)
     rounding = {name: _ulp(_largest(name, x), name, workload) for name, x in truth.items()}
     ulps = dict(rounding)
     for draw in range(BACKWARD_ROUNDINGS if workload.backward else FORWARD_ROUNDINGS):
-        moved = _plain(kind, workload, *_shaken(given, workload, seed, draw, rows))
+        moved = plain(kind, workload, *_shaken(given, workload, seed, draw, rows))
         for name, ulp in ulps.items():
             rounding[name] = torch.maximum(rounding[name], _largest(name, moved[name] - truth[name]) + ulp)
     if "lse" in rounding:  # a single number a row, which few draws may leave small: as much as near it
@@ -128,7 +127,7 @@ def _rms_at_best(
     """What none avoids: a tensor's own rounding and, in gradients, that of the `out` and `lse` they are made of."""
     handed = dict.fromkeys(truth.keys() - {"lse"}, 0.0)
     for draw in range(_runs(w) if w.backward else 0):
-        moved = _plain(kind, w, _double(given), rows, _shaken(given, w, seed, draw, rows)[2])
+        moved = plain(kind, w, _double(given), rows, _shaken(given, w, seed, draw, rows)[2])
         handed = {name: max(x, _rms(moved[name] - truth[name], rounding[name])) for name, x in handed.items()}
     own = {name: _rms(_ulp(truth[name].abs(), name, w) * 12**-0.5, rounding[name]) for name in handed}
     if "lse" in truth:  # partial results are merged by it
@@ -167,64 +166,6 @@ def write(path: Path, kind: str, workload: Workload, seed: int, device: str = "c
     solved.write(path, solve(kind, workload, inputs(kind, workload, seed), seed, device=device))
 
 
-def _plain(
-    kind: str,
-    w: Workload,
-    given: Tensors,
-    rows: Tensor | None,
-    shake: reference.Shake | None = None,
-    way: reference.Way = "plain",
-    factors: reference.Factors | None = None,
-) -> Tensors:
-    """The plain functions of attn.reference, in the dtype that is given; gradients named d + input."""
-    how: dict[str, Any] = {"mask": Mask(w.mask), "shake": shake, "way": way, "factors": factors}
-    if kind == "module":
-        return _differentiated(w, given, rows, partial(_module, how | {"n_heads": w.n_heads}))
-    how["softmax_scale"] = w.softmax_scale
-    pieces = [
-        _differentiated(piece, {n: x[b : b + 1, :, heads[n]] for n, x in given.items()}, rows, partial(_core, how))
-        for b in range(w.batch)
-        for piece, heads in _one_kv_head_each(w)
-    ]
-    return {name: _together(name, [piece[name] for piece in pieces], w) for name in pieces[0]}
-
-
-def _one_kv_head_each(w: Workload) -> Iterator[tuple[Workload, dict[str, slice]]]:
-    """Pieces of a workload that fit in memory in float64, and the heads that each input gives to them."""
-    group = w.n_heads // w.n_kv_heads
-    piece = replace(w, batch=1, n_heads=group, n_kv_heads=1)
-    for h in range(w.n_kv_heads):
-        q_heads, kv_head = slice(h * group, (h + 1) * group), slice(h, h + 1)
-        yield piece, {"q": q_heads, "dout": q_heads, "k": kv_head, "v": kv_head}
-
-
-def _together(name: str, pieces: list[Tensor], w: Workload) -> Tensor:
-    heads_dim = 1 if name == "lse" else 2
-    by_batch = [torch.cat(pieces[b * w.n_kv_heads : (b + 1) * w.n_kv_heads], heads_dim) for b in range(w.batch)]
-    return torch.cat(by_batch)
-
-
-def _core(how: dict[str, Any], leaves: Tensors, rows: Tensor | None) -> Tensors:
-    out, lse = reference.plain_attention(**how | leaves, rows=rows)
-    return {"out": out, "lse": lse}
-
-
-def _module(how: dict[str, Any], leaves: Tensors, rows: Tensor | None) -> Tensors:
-    return {"out": reference.plain_module(**how | leaves, rows=rows)}
-
-
-def _differentiated(
-    w: Workload, given: Tensors, rows: Tensor | None, forward: Callable[[Tensors, Tensor | None], Tensors]
-) -> Tensors:
-    leaves = {n: x.detach().clone().requires_grad_(w.backward) for n, x in given.items() if n != "dout"}
-    with torch.set_grad_enabled(w.backward):
-        results = forward(leaves, rows)
-    if w.backward:
-        results["out"].backward(given["dout"] if rows is None else given["dout"][:, rows])
-        results |= {f"d{name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-    return {name: x.detach() for name, x in results.items()}
-
-
 def _baselines(
     kind: str, w: Workload, given: Tensors, seed: int, rows: Tensor | None, precision: Precision = "dtype"
 ) -> Iterator[Tensors]:
@@ -238,7 +179,7 @@ def _baselines(
         changed = {name: _in_order(kind, name, x, width, keys) for name, x in given.items()}
         back = torch.argsort(width), None if keys is None else torch.argsort(keys)
         for way, factors in itertools.product(get_args(reference.Way), reference.FACTORS[precision]):
-            results = _plain(kind, w, changed, rows, way=way, factors=factors)
+            results = plain(kind, w, changed, rows, way=way, factors=factors)
             yield {name: _in_order(kind, name, x, *back) for name, x in results.items()}
 
 

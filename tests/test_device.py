@@ -1,8 +1,6 @@
 """bench.device, roofline, timing, team and machine: what is counted, and in which order it is taken."""
 
-import ctypes
 import gc
-import subprocess
 import sys
 
 import pytest
@@ -70,39 +68,6 @@ def test_a_device_that_is_not_there_is_an_error_that_says_what_to_do(monkeypatch
     assert open_device("cpu").name == "cpu"
     with pytest.raises(RuntimeError, match="set device: cpu"):
         open_device("cuda")
-
-
-_HEAP = """
-import ctypes, torch
-from bench.device import open_device
-
-class Info(ctypes.Structure):  # struct mallinfo2 of malloc.h
-    _fields_ = [(name, ctypes.c_size_t) for name in
-                "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
-
-mallinfo2 = ctypes.CDLL(None).mallinfo2
-mallinfo2.restype = Info
-open_device("cpu", keep_memory=KEEP)
-before = mallinfo2()
-x = torch.empty(24 << 18)
-mapped = mallinfo2().hblkhd - before.hblkhd
-del x
-print(mapped >> 20, (mallinfo2().arena - before.arena) >> 20)
-"""
-
-
-@pytest.mark.skipif(
-    not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library here is not glibc, or before 2.33"
-)
-def test_a_timed_process_takes_its_blocks_from_the_heap_and_keeps_them_there():
-    kept, left_to_itself = (
-        subprocess.run([sys.executable, "-c", _HEAP.replace("KEEP", str(keep))], cwd=PARAMS.parent,
-                       capture_output=True, check=True, text=True).stdout.split()
-        for keep in (True, False)
-    )  # fmt: skip
-    assert kept[0] == "0"
-    assert int(kept[1]) >= 20  # the rest had room there before
-    assert left_to_itself == ["24", "0"]
 
 
 FLOPS = {

@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Repo, measure_job, processes_of
+from made import PARAMS
 from ranks import wait_until
 
 from attn.contract import Workload
-from bench import duel_pairs
+from bench import duel_pairs, grid
+from bench.duel import Duel
 from bench.duel_pairs import Failed, Server, Slices, Whole, Worker, alone, launched
 from bench.worktrees import Side
 
@@ -91,6 +93,14 @@ def whole_life(server: Server, side: Side, told: dict[str, Any]) -> None:
         one.ask("prepare", job=told)
         one.ask("slice", calls=2)
         one.ask("end")
+
+
+def test_a_duel_keeps_freed_memory_whatever_the_tables_do(both: tuple[Side, Side]) -> None:
+    params = grid.load(PARAMS)
+    params = params.model_copy(update={"protocol": params.protocol.model_copy(update={"keep_memory": False})})
+    duel = Duel(params, {"device": "cpu", "threads": 2}, both, 40, "wall")
+    told = duel.job(grid.cells(params, "core", "sdpa", "seed")[0], both[0], 0)
+    assert told["protocol"]["keep_memory"] is True
 
 
 @pytest.mark.usefixtures("short_slices")

@@ -1,5 +1,6 @@
 """Real faults: whatever an implementation does to its process, and whatever happens to a running pipeline."""
 
+import ctypes
 import json
 import os
 import re
@@ -115,6 +116,29 @@ def test_more_memory_than_allowed_is_out_of_memory(line: str, tmp_path: Path) ->
     assert_healthy_next(tmp_path)
     modest = implementation(tmp_path, "modest", line.replace(str(LARGE), "9"))
     assert checked(modest, memory_bytes=GIB)["status"] == "ok", "the limit itself kills"
+
+
+_HEAP = (
+    "size = ctypes.c_size_t * 10  # struct mallinfo2 of malloc.h: 0 is the heap, 4 what is mapped apart",
+    "info = ctypes.CDLL(None).mallinfo2",
+    "info.restype = type('Info', (ctypes.Structure,), {'_fields_': [('all', size)]})",
+    "before, x = list(info().all), torch.empty(64 << 18)",
+    "mapped = info().all[4] - before[4]",
+    "del x",
+    "raise ValueError(f'mapped {mapped >> 20}, heap grown by {info().all[0] - before[0] >> 20} MiB')",
+)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="no glibc, or one before 2.33")
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_timed_process_takes_memory_from_its_heap_and_keeps_it_there(keep: bool, tmp_path: Path) -> None:
+    job = measure_job(implementation(tmp_path, "faulty", *_HEAP), WORKLOAD, tmp_path)
+    job["protocol"] = {**job["protocol"], "keep_memory": keep}
+    reason = worker.isolated("measure", job, deadline_s=60)["reason"]
+    found = re.search(r"mapped (\d+), heap grown by (\d+) MiB", reason)
+    assert found, reason
+    mapped, grown = map(int, found.groups())
+    assert (mapped, grown >= 32) == ((0, True) if keep else (64, False))
 
 
 def test_memory_that_no_limit_forbids_is_no_fault(tmp_path: Path) -> None:
