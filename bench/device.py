@@ -152,16 +152,17 @@ def default_sm_mhz() -> float | None:
         return None
 
 
-_KEEP = ((-1, -1), (-4, 0))  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+_KEEP = ((-1, -1), (-4, 0), (-8, 1))  # M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX of malloc.h
 
 
 def keep_freed_memory() -> None:
-    """From now on this process hands nothing back to the kernel that its main thread frees, where glibc is in use.
+    """From now on this process hands nothing back to the kernel that it frees, where glibc is in use.
 
     Left to itself, the C library does or does not, by the luck of where there is room in its heap and what lies on top,
     and a call that gets its memory anew takes page faults: the same row came out up to three times as slow, alike in
-    every sample of a process. What it costs: until holes have found their users, in the first few calls, a process
-    may take up to three times the memory of a call.
+    every sample of a process. All threads take from one heap: one of their own could not hold a large block. What it
+    costs: until holes have found their users, in the first few calls, a process may take up to three times the memory
+    of a call.
     """
     if machine.can_keep_memory():
         for option, value in _KEEP:
