@@ -121,15 +121,15 @@ def test_more_memory_than_allowed_is_out_of_memory(line: str, tmp_path: Path) ->
 _HEAP = (
     "size = ctypes.c_size_t * 10  # struct mallinfo2 of malloc.h: 0 is the heap, 4 what is mapped apart",
     "info = ctypes.CDLL(None).mallinfo2",
-    "info.restype = type('Info', (ctypes.Structure,), {{'_fields_': [('all', size)]}})",
+    "info.restype = type('Info', (ctypes.Structure,), {'_fields_': [('all', size)]})",
     "before, mapped = list(info().all), []",
     "def take():",
     "    x = torch.empty(64 << 18)",
     "    mapped.append(info().all[4] - before[4])",
     "thread = threading.Thread(target=take)",
-    "thread.start() if {in_thread} else take()",
-    "{in_thread} and thread.join()",
-    "raise ValueError(f'mapped {{mapped[0] >> 20}}, heap grown by {{info().all[0] - before[0] >> 20}} MiB')",
+    "thread.start() if in_thread else take()",
+    "in_thread and thread.join()",
+    "raise ValueError(f'mapped {mapped[0] >> 20}, heap grown by {info().all[0] - before[0] >> 20} MiB')",
 )
 
 
@@ -139,8 +139,8 @@ _HEAP = (
 def test_a_timed_process_takes_memory_from_its_heap_and_keeps_it_there(
     keep: bool, in_thread: bool, tmp_path: Path
 ) -> None:
-    lines = [line.format(in_thread=in_thread) for line in _HEAP]
-    job = measure_job(implementation(tmp_path, "faulty", *lines), WORKLOAD, tmp_path)
+    row = implementation(tmp_path, "faulty", f"in_thread = {in_thread}", *_HEAP)
+    job = measure_job(row, WORKLOAD, tmp_path)
     job["protocol"] = {**job["protocol"], "keep_memory": keep}
     reason = worker.isolated("measure", job, deadline_s=60)["reason"]
     found = re.search(r"mapped (\d+), heap grown by (\d+) MiB", reason)
