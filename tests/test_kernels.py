@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attn.contract import Mask, Workload
+from attn.impl import improved
 from attn.kernels import block, query_blocks
 from attn.reference import plain_attention
 from attn.ring import layouts, merge
@@ -97,6 +98,21 @@ def test_query_blocks_with_lse_are_within_budget(seq_len, kv_seq_len, mask, dtyp
     again, nothing = query_blocks.forward(q, k, v, softmax_scale=0.3, mask=Mask(mask))
     assert nothing is None
     assert torch.equal(out, again)
+
+
+@pytest.mark.parametrize("capable", [{"avx512_bf16": True}, {"amx_bf16": True}, {"avx512_bf16": False}, {}])
+def test_bfloat16_goes_in_query_blocks_where_the_processor_multiplies_it(capable, monkeypatch):
+    calls, forward = [], query_blocks.forward
+    monkeypatch.setattr(query_blocks, "forward", lambda *args, **told: calls.append(1) or forward(*args, **told))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capable)
+    monkeypatch.setattr(improved, "multiplies_bfloat16", improved.multiplies_bfloat16.__wrapped__)
+    workload, solved = solve(65, 65, heads=(6, 2), dtype="bfloat16", mask="causal", pass_="forward", batch=2)
+    q, k, v = (solved.inputs[name] for name in "qkv")
+    out, lse = improved.attention_with_lse(q, k, v, softmax_scale=0.3, mask=Mask("causal"))
+    assert judge({"out": out, "lse": lse}, solved, workload.dtype).reason is None
+    out = improved.attention(q, k, v, softmax_scale=0.3, mask=Mask("causal"))
+    assert judge({"out": out}, solved, workload.dtype).reason is None
+    assert len(calls) == 2 * any(capable.values())
 
 
 def whole(draw_seed, kv_seq_len):

@@ -1,9 +1,12 @@
 """Exact attention that never holds seq_len x seq_len scores, by what suits the device and dtype.
 
-On CUDA: our own Triton kernels, the row `triton_flash`. On the CPU: PyTorch's fused kernel; for bfloat16 forward blocks
-of queries on the library's matrix products, faster than the fused kernel there and no less accurate than `standard`.
+On CUDA: our own Triton kernels, the row `triton_flash`. On the CPU: PyTorch's fused kernel; for bfloat16 forward, where
+the processor multiplies bfloat16 itself, blocks of queries on the library's matrix products, faster than the fused
+kernel there and no less accurate than `standard`. Elsewhere those products are 30 times slower than the fused kernel.
 Source: Dao et al. 2022 (arXiv 2205.14135) for the fused kernel; `attn.kernels` for the others.
 """
+
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -54,4 +57,11 @@ def attention_with_lse(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float,
 
 def _in_query_blocks(*tensors: Tensor) -> bool:
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    return tensors[0].dtype == torch.bfloat16 and not needs_grad
+    return tensors[0].dtype == torch.bfloat16 and not needs_grad and multiplies_bfloat16()
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for products of bfloat16 (x86: AVX-512 BF16, AMX)."""
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
