@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-bench: $(VENV)/.runtime ## judge, measure and show everything on this machine (about 20 minutes on 2 cores)
+bench: $(VENV)/.runtime ## judge, measure and show everything on this machine (20 to 40 minutes on 2 cores)
 	@$(RUN) python -m bench validate
 	$(RUN) dvc repro
 	@$(RUN) python -m bench table seed && echo "All tables and pictures: results/*/report.md"
