@@ -32,7 +32,8 @@ def text(found: list[Record]) -> str:
         if chosen:
             parts.append(f"{family}-{grid}\n\n{_table(chosen)}\n")
     measured = [record for record in found if record.figures]
-    return "\n".join([*parts, _HOW_TO_READ, *noise.notes(measured), *_machine(measured)]) + "\n"
+    notes = [*noise.notes(measured), *tables.moved(measured), *_machine(measured)]
+    return "\n".join([*parts, _HOW_TO_READ, *notes]) + "\n"
 
 
 def _table(found: list[Record]) -> str:

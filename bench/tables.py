@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from bench import check_tables, noise, stats
 from bench.records import Figure, Figures, Record
 
 OK, CROSS, NOTHING = "✓", "✗", "N/A"
+MOVED = 10.0  # %: so far may the yardstick's times beside two rows of one shape lie apart without a word
 _SEED_HEADERS = [
     "Implementation", "Batch", "Seq Len", "Heads", "Time (ms)", "Memory (MB)", "Throughput (tok/s)", "Status",
 ]  # fmt: skip
@@ -60,7 +62,7 @@ def grid_table(records: list[Record], ceiling: dict[str, Any], reports: dict[str
     rows = [[*head(record, axes), *_cells(record, ceiling, reports)] for record in records]
     table = tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=align)
     fixed = _fixed_axes(records[0], axes, alone=_alone(records))
-    return "\n".join([table, "", *fixed, *noise.notes(records), *_notes(records)]) + "\n"
+    return "\n".join([table, "", *fixed, *noise.notes(records), *moved(records), *_notes(records)]) + "\n"
 
 
 def metrics(records: list[Record]) -> dict[str, Any]:
@@ -128,7 +130,35 @@ def _seed_notes(records: list[Record]) -> list[str]:
     if rings:
         sizes = ", ".join(str(n) for n in sorted({record.world_size for record in rings}))
         notes.append(f"ring_* rows: world_size {sizes}, so nothing is sent; the grid `ring` has more ranks.")
-    return notes + noise.notes(records) + _reasons(records)
+    return notes + noise.notes(records) + moved(records) + _reasons(records)
+
+
+def moved(records: list[Record]) -> list[str]:
+    """A line where the machine was not the same for all rows: of one shape, the yardstick took longer beside some."""
+    beside: dict[tuple[Any, ...], list[tuple[float, Record]]] = {}
+    for record in records:
+        if record.figures and record.figures.relative_time:
+            shape = (record.family, *record.workload.values())
+            beside.setdefault(shape, []).append((_yardstick_ms(record), record))
+    ends = [(min(times, key=_first), max(times, key=_first)) for times in beside.values()]
+    apart = [(low, high) for low, high in ends if _first(high) > _first(low) * (1 + MOVED / 100)]
+    if not apart:
+        return []
+    (low, fast), (high, slow) = max(apart, key=lambda both: _first(both[1]) / _first(both[0]))
+    return [
+        f"The machine moved: {slow.reference} took {low:.3g} ms beside {fast.implementation} and {high:.3g} ms beside "
+        f"{slow.implementation} {where(slow)}; over {MOVED:g} % apart on {len(apart)} of {len(ends)} shapes. Compare "
+        "relative times, not milliseconds."
+    ]
+
+
+def _yardstick_ms(record: Record) -> float:
+    """In the processes of this row: the median of their medians."""
+    return float(statistics.median(statistics.median(one["series"]["reference_ms"]) for one in record.processes))
+
+
+def _first(timed: tuple[float, Record]) -> float:
+    return timed[0]
 
 
 def _reasons(records: list[Record]) -> list[str]:

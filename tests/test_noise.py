@@ -94,6 +94,30 @@ def test_below_a_table_stands_how_many_intervals_are_too_wide_and_the_widest():
     assert first in tables.seed_table(found, "cpu", ["sdpa"])
 
 
+def test_rows_measured_while_the_machine_was_another_are_told_apart_by_their_yardstick():
+    calm, slow = (timed(series(ms), series(ms), implementation=name) for ms, name in ((3.0, "standard"), (3.9, "mine")))
+    almost = timed(series(3.2), series(3.2), implementation="improved")
+    assert tables.moved([calm, almost, failed()]) == []
+    (told,) = tables.moved([slow, calm, almost])
+    assert "sdpa took 2 ms beside standard and 2.6 ms beside mine (8 heads, seq_len 512" in told
+    assert "on 1 of 1 shapes. Compare relative times" in told
+    rates = {"matrix_product": {"float32": {"tflops": 1.0}}}
+    for text in (
+        tables.grid_table([calm, slow], rates, {}),
+        tables.seed_table([calm, slow], "cpu", ["sdpa"]),
+        spread_tables.text([calm, slow]),
+    ):
+        assert "The machine moved" in text
+
+
+def test_rows_of_different_shapes_or_without_a_yardstick_are_not_held_against_each_other():
+    small, large = (series(3.0), series(30.0))
+    longer = {**record().workload, "seq_len": 1024}
+    assert tables.moved([timed(small), timed(large, workload=longer)]) == []
+    alone = record(figures=figures(relative_time=None), processes=[{"status": "ok", "series": large}])
+    assert tables.moved([timed(small), alone]) == []
+
+
 @pytest.mark.parametrize(
     ("state", "words"),
     [
