@@ -175,7 +175,7 @@ def _plot(found: list[Record], ceiling: dict[str, Any], path: Path, title: str) 
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("TFLOP/s (causal: half the pairs)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
-    figure.suptitle(f"{title}\nthe machine moved: compare relative times" if tables.moved(found) else title)
+    figure.suptitle(f"{title}\nthe machine moved between rows: curves do not compare" if tables.moved(found) else title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 

@@ -130,25 +130,29 @@ def _seed_notes(records: list[Record]) -> list[str]:
     if rings:
         sizes = ", ".join(str(n) for n in sorted({record.world_size for record in rings}))
         notes.append(f"ring_* rows: world_size {sizes}, so nothing is sent; the grid `ring` has more ranks.")
-    return notes + noise.notes(records) + moved(records) + _reasons(records)
+    apart = [f"{line} `python -m bench table seed --details` has them." for line in moved(records)]
+    return notes + noise.notes(records) + apart + _reasons(records)
 
 
 def moved(records: list[Record]) -> list[str]:
-    """A line where the machine was not the same for all rows: of one shape, the yardstick took longer beside some."""
+    """A line where the machine was not the same for all rows: on one shape, the yardstick took longer beside some.
+
+    Only rows of one grid, family, yardstick and number of ranks are held against each other.
+    """
     beside: dict[tuple[Any, ...], list[tuple[float, Record]]] = {}
     for record in records:
         if record.figures and record.figures.relative_time:
-            shape = (record.family, *record.workload.values())
+            shape = (record.family, record.grid, record.reference, record.world_size, *record.workload.values())
             beside.setdefault(shape, []).append((_yardstick_ms(record), record))
-    ends = [(min(times, key=_first), max(times, key=_first)) for times in beside.values()]
+    ends = [(min(times, key=_first), max(times, key=_first)) for times in beside.values() if len(times) > 1]
     apart = [(low, high) for low, high in ends if _first(high) > _first(low) * (1 + MOVED / 100)]
     if not apart:
         return []
     (low, fast), (high, slow) = max(apart, key=lambda both: _first(both[1]) / _first(both[0]))
     return [
         f"The machine moved: {slow.reference} took {low:.3g} ms beside {fast.implementation} and {high:.3g} ms beside "
-        f"{slow.implementation} {where(slow)}; over {MOVED:g} % apart on {len(apart)} of {len(ends)} shapes. Compare "
-        "relative times, not milliseconds."
+        f"{slow.implementation} {where(slow)}; over {MOVED:g} % apart on {len(apart)} of {len(ends)} shapes. "
+        "Milliseconds of these rows do not compare; relative times do, as far as both slowed alike."
     ]
 
 

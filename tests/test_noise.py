@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 
+import matplotlib.figure
 import pytest
 from conftest import ROOT
 from made import failed, figure, figures, record, series
 
-from bench import machine, noise, spread_tables, tables
+from bench import machine, noise, report, spread_tables, tables
 from bench.records import Figure
+
+RATES = {"matrix_product": {"float32": {"tflops": 1.0}}}
 
 
 def timed(*processes, interval=1.0, state=None, **changes):
@@ -89,33 +92,63 @@ def test_below_a_table_stands_how_many_intervals_are_too_wide_and_the_widest():
     assert first.startswith("Too noisy: 2 of 3 intervals are wider than ± 3 %")
     assert "± 9.0 %" in second
     assert noise.notes(found[:1]) == []
-    rates = {"matrix_product": {"float32": {"tflops": 1.0}}}
-    assert first in tables.grid_table(found, rates, {})
+    assert first in tables.grid_table(found, RATES, {})
     assert first in tables.seed_table(found, "cpu", ["sdpa"])
 
 
-def test_rows_measured_while_the_machine_was_another_are_told_apart_by_their_yardstick():
-    calm, slow = (timed(series(ms), series(ms), implementation=name) for ms, name in ((3.0, "standard"), (3.9, "mine")))
+@pytest.fixture
+def moved_rows():
+    """Two rows of one shape, whose yardstick took 2 and 2.6 ms: medians of three processes."""
+    times = {"standard": (2.7, 3.0, 3.1), "mine": (3.9, 3.6, 6.0)}
+    return [timed(*(series(ms) for ms in processes), implementation=name) for name, processes in times.items()]
+
+
+def test_rows_measured_while_the_machine_was_another_are_told_apart_by_their_yardstick(moved_rows):
+    calm, slow = moved_rows
     almost = timed(series(3.2), series(3.2), implementation="improved")
     assert tables.moved([calm, almost, failed()]) == []
     (told,) = tables.moved([slow, calm, almost])
     assert "sdpa took 2 ms beside standard and 2.6 ms beside mine (8 heads, seq_len 512" in told
-    assert "on 1 of 1 shapes. Compare relative times" in told
-    rates = {"matrix_product": {"float32": {"tflops": 1.0}}}
+    assert "apart on 1 of 1 shapes" in told
+
+
+def test_tables_say_that_the_machine_moved(moved_rows):
     for text in (
-        tables.grid_table([calm, slow], rates, {}),
-        tables.seed_table([calm, slow], "cpu", ["sdpa"]),
-        spread_tables.text([calm, slow]),
+        tables.grid_table(moved_rows, RATES, {}),
+        tables.seed_table(moved_rows, "cpu", ["sdpa"]),
+        spread_tables.text(moved_rows),
     ):
         assert "The machine moved" in text
 
 
-def test_rows_of_different_shapes_or_without_a_yardstick_are_not_held_against_each_other():
-    small, large = (series(3.0), series(30.0))
-    longer = {**record().workload, "seq_len": 1024}
-    assert tables.moved([timed(small), timed(large, workload=longer)]) == []
-    alone = record(figures=figures(relative_time=None), processes=[{"status": "ok", "series": large}])
-    assert tables.moved([timed(small), alone]) == []
+@pytest.mark.parametrize("chosen", [slice(0, 1), slice(0, 2)])
+def test_a_picture_says_that_the_machine_moved(moved_rows, chosen, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(matplotlib.figure.Figure, "suptitle", lambda _, title: titles.append(title))
+    report._plot(moved_rows[chosen], RATES, tmp_path / "seed.png", "core, grid seed")
+    assert ("the machine moved" in titles[0]) is (len(moved_rows[chosen]) > 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"workload": {**record().workload, "seq_len": 1024}},
+        {"grid": "dtypes"},
+        {"family": "ring"},
+        {"family": "ring", "world_size": 2},
+        {"reference": "other"},
+    ],
+)
+def test_only_rows_of_one_shape_are_held_against_each_other(changes, moved_rows):
+    calm, slow = moved_rows
+    assert tables.moved([calm, slow.model_copy(update=changes)]) == []
+    other = [one.model_copy(update=changes) for one in (calm, calm)]
+    assert "apart on 1 of 2 shapes" in tables.moved([*moved_rows, *other])[0]
+
+
+def test_a_row_without_a_yardstick_is_not_held_against_others():
+    alone = record(figures=figures(relative_time=None), processes=[{"status": "ok", "series": series(30.0)}])
+    assert tables.moved([timed(series(3.0)), alone]) == []
 
 
 @pytest.mark.parametrize(

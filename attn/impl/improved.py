@@ -1,8 +1,8 @@
 """Exact attention that never holds seq_len x seq_len scores, by what suits the device and dtype.
 
 On CUDA: our own Triton kernels, the row `triton_flash`. On the CPU: PyTorch's fused kernel; for bfloat16 forward, where
-the processor multiplies bfloat16 itself, blocks of queries on the library's matrix products, faster than the fused
-kernel there and no less accurate than `standard`. Elsewhere those products are 30 times slower than the fused kernel.
+an x86 processor multiplies bfloat16 itself, blocks of queries on the library's matrix products, faster than the fused
+kernel there and no less accurate than `standard`. Without (AMD EPYC, family 25), they took 36 times as long.
 Source: Dao et al. 2022 (arXiv 2205.14135) for the fused kernel; `attn.kernels` for the others.
 """
 
@@ -38,8 +38,8 @@ def attention_with_lse(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float,
     """Forward only: out (as q) and lse (batch, n_heads, seq_len), float32, natural logarithm.
 
     Raises:
-        Unsupported: gradients are asked for, or on the CPU a causal mask over q and k of different length, which
-            the fused kernel aligns at the top left.
+        Unsupported: gradients are asked for, or on the CPU, where not in blocks of queries, a causal mask over q and
+            k of different length, which the fused kernel aligns at the top left.
     """
     if q.device.type == "cuda":
         return triton_flash.attention_with_lse(q, k, v, softmax_scale=softmax_scale, mask=mask)
@@ -62,6 +62,6 @@ def _in_query_blocks(*tensors: Tensor) -> bool:
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for products of bfloat16 (x86: AVX-512 BF16, AMX)."""
+    """Whether this is an x86 processor with instructions for products of bfloat16; elsewhere nothing was measured."""
     has = torch.cpu.get_capabilities()
     return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16"))

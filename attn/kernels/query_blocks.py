@@ -1,7 +1,8 @@
 """Exact attention in blocks of queries, on the library's own matrix products (CPU, 16-bit).
 
-PyTorch's fused CPU kernel reaches less than half of the bfloat16 matrix-product ceiling; products of
-(256 queries) x (all keys) for a few heads at a time reach more, and the block of scores stays in cache.
+Where the processor multiplies bfloat16, PyTorch's fused CPU kernel reaches less than half of the ceiling of its matrix
+products; those of (256 queries) x (all keys) for a few heads at a time reach more, and the block of scores stays in
+cache.
 Products and roundings are those of textbook attention in the same dtype, so the error is too.
 Source: Rabe and Staats 2021 (arXiv 2112.05682), without splitting the keys.
 """
