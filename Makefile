@@ -34,7 +34,7 @@ gpu-packages: $(VENV)/.python ## what `make gpu` needs besides torch, for GPU_PY
 	$(PIP) --require-hashes --no-deps --only-binary=:all: --python-version $(GPU_PYTHON_VERSION) \
 	  $(addprefix --platform manylinux,2014_x86_64 _2_17_x86_64 _2_27_x86_64 _2_28_x86_64) --target .gpu -r .gpu/requirements.txt
 
-test: $(VENV)/.dev ## the tests (about 25 minutes on 2 cores)
+test: $(VENV)/.dev ## the tests (25 to 60 minutes on 2 cores)
 	$(RUN) python -m pytest -m "not slow"
 
 test-all: $(VENV)/.dev ## the long tests too
