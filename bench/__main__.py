@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -166,19 +168,22 @@ def _between_revisions(add: _Add) -> list[_Parser]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 the answer is no, 2 bad input (`duel` and `diff`: 3), 130 interrupted."""
+    """Exit codes: 0 done, 1 the answer is no, 2 bad input (`duel` and `diff`: 3), 130 interrupted, 141 nobody read."""
     asked, unknown = parser().parse_known_args(arguments)
     if unknown:
         asked.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         named = getattr(asked, "params", None)
-        return int(asked.run(grid.load(Path(named)) if named else grid.load(), asked))
+        code = int(asked.run(grid.load(Path(named)) if named else grid.load(), asked))
+        sys.stdout.flush()
+        return code
     except grid.InvalidParams as error:
         print(error, file=sys.stderr)
     except (commands.BadInput, kept.Damaged) as error:
         print(f"python -m bench {asked.command}: {error}", file=sys.stderr)
     except BrokenPipeError:
-        return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest is not to fail at exit again
+        return 128 + signal.SIGPIPE  # as a program that a closed pipe ends: its answer was not read
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
@@ -117,8 +118,16 @@ def table(params: Params, asked: Namespace) -> int:
     if asked.grid not in (None, *faults.TABLES):
         _grid(params, asked.grid, faults.TABLES)
     with _readable():
-        print(report.table(params, _results(params, asked), asked.grid, details=asked.details), end="")
+        results = _results(params, asked)
+        print(report.table(params, results, asked.grid, details=asked.details), end="")
+        missing = report.missing(params, results, None if asked.grid in faults.TABLES else asked.grid)
+    if missing:
+        print(f"warning: not all is measured, `make bench` does: {missing[0]}{_more(missing)}", file=sys.stderr)
     return 0
+
+
+def _more(lines: list[str]) -> str:
+    return f"; and {len(lines) - 1} more" if len(lines) > 1 else ""
 
 
 def publish(params: Params, asked: Namespace) -> int:
@@ -134,7 +143,7 @@ def publish(params: Params, asked: Namespace) -> int:
         report.load(params, source)
         unfinished = report.missing(params, source) or report.stale(source)
     if unfinished:
-        raise BadInput(f"{source} is not finished ({unfinished[0]}); run `make bench` first")
+        raise BadInput(f"{source} is not finished; run `make bench` first: {unfinished[0]}")
     partial, old = RESULTS / f".{asked.name}.partial", RESULTS / f".{asked.name}.old"
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)

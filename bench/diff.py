@@ -1,7 +1,7 @@
 """Recorded results of two revisions, cell by cell: how much slower, how sure, and what cannot be told.
 
 A row's time is compared as a ratio to its yardstick, taken in turns in the same process, wherever that is
-the same yardstick at both: how busy the machine was then hardly counts.
+the same yardstick at both: what slows both alike does not count.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from bench import stats, tables
+from bench import noise, stats, tables
 from bench.recorded import Case, Cell, Measured, Side
 from bench.records import NOT_KEPT, Record
 from bench.revision import CannotCompare
@@ -30,7 +30,7 @@ class _Frozen(BaseModel):
 class Change(_Frozen):
     """A cell with figures at both; `why_time` says why its time is compared and not its ratio.
 
-    The verdict `machine`: a time moved though the row's code is the same, so it was the machine's moment.
+    The verdict `machine`: it moved though the row's code is the same, so it was the machine's moment.
     """
 
     cell: Cell
@@ -68,11 +68,12 @@ class Growth(_Frozen):
 
 
 class Told(_Frozen):
-    """Which results were compared."""
+    """Which results were compared; `noise` says how many of those compared are too noisy, and why the widest is."""
 
     revision: str
     commit: str | None
     measured_at: str | None
+    noise: list[str]
 
 
 class Difference(_Frozen):
@@ -107,8 +108,8 @@ def compare(base: Side, head: Side) -> Difference:
     lost = any(one.was == "ok" and one.now in LOST for one in statuses)
     return Difference(
         machine=base.machine,
-        base=_told(base),
-        head=_told(head),
+        base=_told(base, [one.cell for one in changes]),
+        head=_told(head, [one.cell for one in changes]),
         changes=sorted(changes, key=lambda one: -abs(one.change_percent)),
         not_measured_anew=[cell for cell in with_figures if cell not in anew],
         appeared=[cell for cell in head.cells if cell not in base.cells],
@@ -165,7 +166,7 @@ def _change(base: Measured, head: Measured, cell: Cell, same_code: _SameCode) ->
     value, low, high = (100 * (factor - 1) for factor in (found.value, found.low, found.high))
     alone = min(len(base.times), len(head.times)) < 2  # one process says nothing of how processes differ
     said = "inconclusive" if alone else verdict(low, high)
-    if why_time and said != "same" and (why_time == OTHER_MEMORY or same_code(cell.implementation)):
+    if said != "same" and (why_time == OTHER_MEMORY or same_code(cell.implementation)):
         said = "machine"
     return Change(
         cell=cell,
@@ -258,9 +259,14 @@ def _refuse_another_machine(base: Side, head: Side) -> None:
         )
 
 
-def _told(side: Side) -> Told:
+def _told(side: Side, compared: list[Cell]) -> Told:
     stamps = [one.record.measured_at for one in side.cells.values() if one.record.measured_at]
-    return Told(revision=side.revision.name, commit=side.revision.commit, measured_at=max(stamps, default=None))
+    return Told(
+        revision=side.revision.name,
+        commit=side.revision.commit,
+        measured_at=max(stamps, default=None),
+        noise=noise.notes([side.cells[cell].record for cell in compared]),
+    )
 
 
 def _exit_code(verdicts: list[Verdict], *, lost: bool, nothing: bool) -> Literal[0, 1, 2, 3]:

@@ -24,7 +24,7 @@ def text(found: Difference) -> str:
     """All of it, at most 100 columns wide for names and shapes as the default ones."""
     lines = [*_head("base", found.base), *_head("head", found.head), f"machine: {found.machine}", ""]
     if found.changes:
-        lines += [_table(found.changes), "", *_notes(found.changes)]
+        lines += [_table(found.changes), "", *_notes(found)]
     if found.not_measured_anew:
         lines += _wrapped(f"{len(found.not_measured_anew)} cells were not measured anew: the same record at both.")
     if not found.changes and not found.not_measured_anew:
@@ -82,22 +82,23 @@ def _shape(one: Change, axes: list[str]) -> str:
     return " ".join(words)
 
 
-def _notes(changes: list[Change]) -> list[str]:
+def _notes(found: Difference) -> list[str]:
     notes = [
         "shape: what varies in its grid; s seq_len, h n_heads, n ranks (*: more than cores), fwd+bwd forward_backward.",
         "change: of head against base, its 95 % interval bootstrapped over the processes of both. slower, faster: "
-        "wholly beyond 1 %; same: around 0 and within 3 %; machine: a time moved though the row's code is the same.",
-        "of ratio: the time relative to its yardstick, taken in turns with it in the same process, so that a busy "
-        "machine hardly counts (the ms beside it are plain times).",
+        "wholly beyond 1 %; same: around 0 and within 3 %; machine: it moved though the row's code is the same.",
+        "of ratio: the time relative to its yardstick, taken in turns with it in the same process, so that what "
+        "slows both alike does not count (the ms beside it are plain times).",
     ]
     reasons: dict[str, list[Cell]] = {}
-    for one in changes:
+    for one in found.changes:
         if one.why_time:
             reasons.setdefault(one.why_time, []).append(one.cell)
     notes += [f"of time, {reason}: {'; '.join(_counted(cells))}." for reason, cells in reasons.items()]
+    notes += [f"{side}: {line}" for side, told in (("base", found.base), ("head", found.head)) for line in told.noise]
     notes.append(
-        "Two recorded runs are two moments of a machine: for a decision use `python -m bench duel`, "
-        "which takes turns between two revisions."
+        "Two recorded runs are two moments of a machine, and a row may slow otherwise than its yardstick: for a "
+        "decision use `python -m bench duel`, which takes turns between two revisions."
     )
     return [line for note in notes for line in _wrapped(note)]
 

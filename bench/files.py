@@ -22,5 +22,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What the file holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What the file holds.
+
+    Raises:
+        ValueError: it is not JSON; says which file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None

@@ -11,7 +11,7 @@ from typing import Any
 from bench.records import Figure, Record
 
 PROMISED = 3.0  # %: comparisons need intervals within this on both sides (`same`, in diff and duel)
-BUSY = 0.05  # of the processors, taken by others before we begin
+BUSY = 0.05  # of processors, samples or time: what others may take without being named
 _LOOK_S = 0.25
 _SHORT = 0.9  # of the processor time that the process's best sample had, for its length
 _STEADY = ("performance", "unavailable")  # governors that do not change the clock, or that nobody tells of
@@ -80,15 +80,16 @@ def disturbance(record: Record) -> Disturbance:
     """Of a record with figures."""
     series = [process["series"] for process in record.processes]
     wall_ms = sum(ms for one in series for ms in one.get("wall_ms", []))
-    shares = [x / max(one["cpu_per_wall"]) for one in series for x in one["cpu_per_wall"] if max(one["cpu_per_wall"])]
-    preempted = [x for one in series for x in one["preempted"]]
+    processor = [one.get("cpu_per_wall", []) for one in series]
+    shares = [x / max(samples) for samples in processor for x in samples if max(samples)]
+    preempted = [x for one in series for x in one.get("preempted", [])]
     return Disturbance(
         samples=sum(len(one["samples_ms"]) for one in series),
         short=sum(share < _SHORT for share in shares) / len(shares) if shares else None,
         preempted=statistics.mean(preempted) if preempted else None,
         steal=_share(series, "steal_ms", wall_ms),
         stalled=_share(series, "stalled_ms", wall_ms),
-        outliers=sum(len(one["outliers"]) for one in series),
+        outliers=sum(len(one.get("outliers", [])) for one in series),
         throttled=sum(len(one.get("throttled_ms", [])) for one in series),
     )
 
@@ -171,7 +172,7 @@ def _cell(record: Record) -> str:
 def _signs(record: Record, found: Disturbance) -> list[str]:
     """What shows that others ran meanwhile."""
     signs = []
-    if found.short:
+    if found.short and found.short > BUSY:
         signs.append(f"{100 * found.short:.0f} % of the samples got less processor time than the best")
     if found.stalled and found.stalled > BUSY:
         signs.append(f"tasks waited for a processor {100 * found.stalled:.0f} % of the time")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from attn.contract import Precision
-from bench.files import read_json, write_json
+from bench.files import write_json
 
 Status = Literal["ok", "incorrect", "unsupported", "out_of_memory", "timeout", "crashed", "not_measured"]
 KEPT, NOT_KEPT = "kept", "as the C library does"  # of a state: what a process does with the memory that it freed
@@ -200,10 +201,10 @@ def read(path: Path) -> list[Record]:
         ValueError: the file is not a list of legal records (pydantic says where).
     """
     try:
-        return [Record.model_validate(item) for item in read_json(path)]
+        return [Record.model_validate(item) for item in json.loads(path.read_text(encoding="utf-8"))]
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{path} cannot be read ({' '.join(str(error).split())[:300]}); `dvc repro -f` makes it anew"
+            f"{path} cannot be read ({' '.join(str(error).split())[:300]}); `make bench` makes it anew"
         ) from None
 
 

@@ -41,10 +41,12 @@ def load(params: Params, results: Path) -> list[Record]:
     return tables.explained(found, checked(params, results))
 
 
-def missing(params: Params, results: Path) -> list[str]:
-    """What params.yaml asks for and no record tells of, one line each."""
+def missing(params: Params, results: Path, of_grid: str | None = None) -> list[str]:
+    """What params.yaml asks for, on one grid or on all, and no record tells of, one line each."""
     lines = []
     for family, grid, name in _asked(params):
+        if of_grid not in (None, grid):
+            continue
         path = records.bench_path(results, name, grid)
         known = {_cell(record) for record in records.read(path)} if path.exists() else set()
         wanted = {(cell.workload.key, cell.world_size) for cell in cells(params, family, name, grid)}
@@ -56,7 +58,7 @@ def stale(results: Path) -> list[str]:
     """Records that are newer than the report."""
     written = (results / "report.md").stat().st_mtime if (results / "report.md").exists() else 0.0
     return [
-        f"{path} is newer than the report"
+        f"{path} is newer than the report; where `make bench` finds nothing to do, `dvc repro -fs render@local`"
         for path in sorted(results.glob("*/*.json"))
         if path.stat().st_mtime > written
     ]
@@ -159,7 +161,8 @@ def _plot(found: list[Record], ceiling: dict[str, Any], path: Path, title: str) 
 
     panels = list(dict.fromkeys((r.workload["dtype"], r.workload["mask"], r.workload["pass"]) for r in found))
     names = list(dict.fromkeys(_line_name(r) for r in found))
-    figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
+    wide = max(4.6 * len(panels), 7.0)  # inches: title and legend need as much
+    figure = Figure(figsize=(wide, 3.8), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharex=True)[0]
     for axis, panel in zip(axes, panels, strict=True):
         here = [r for r in found if (r.workload["dtype"], r.workload["mask"], r.workload["pass"]) == panel]

@@ -8,7 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from bench import noise, tables
-from bench.records import Record
+from bench.records import Figure, Record
 
 UNAVAILABLE = "unavailable"
 _HEADERS = [
@@ -32,8 +32,32 @@ def text(found: list[Record]) -> str:
         if chosen:
             parts.append(f"{family}-{grid}\n\n{_table(chosen)}\n")
     measured = [record for record in found if record.figures]
-    notes = [*noise.notes(measured), *tables.moved(measured), *_machine(measured)]
+    notes = [*noise.notes(measured), *tables.moved(measured), *_moments(measured), *_machine(measured)]
     return "\n".join([*parts, _HOW_TO_READ, *notes]) + "\n"
+
+
+def _moments(found: list[Record]) -> list[str]:
+    """A line where a cell that several grids have came out differently in them: an interval is of its moment."""
+    cells: dict[tuple[Any, ...], list[tuple[Figure, Record]]] = {}
+    for record in found:
+        if record.figures and record.figures.relative_time and record.implementation != record.reference:
+            cell = (record.implementation, record.reference, record.world_size, *record.workload.values())
+            cells.setdefault(cell, []).append((record.figures.relative_time, record))
+    ends = [(min(ones, key=_value), max(ones, key=_value)) for ones in cells.values() if len(ones) > 1]
+    apart = [(low, high) for low, high in ends if low[0].high < high[0].low]
+    if not apart:
+        return []
+    low, high = max(apart, key=lambda both: both[1][0].value / both[0][0].value)
+    return [
+        f"An interval is of its moment: {low[1].implementation} {tables.where(low[1])} took "
+        + " and ".join(f"{tables.interval(ratio)} in the grid {record.grid}" for ratio, record in (low, high))
+        + f" of the time of {low[1].reference}; intervals lie apart in {len(apart)} of {len(ends)} cells of several "
+        "grids."
+    ]
+
+
+def _value(measured: tuple[Figure, Record]) -> float:
+    return measured[0].value
 
 
 def _table(found: list[Record]) -> str:

@@ -1,10 +1,14 @@
 """`python -m bench`: exit codes, one sentence for what cannot be, JSON alone where JSON is asked for."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from made import PARAMS, failed, record, records_of
 
 from attn import registry
@@ -220,6 +224,32 @@ def test_table_prints_the_seed_table_and_with_details_all_columns(said, folder):
         name for name in ("core-seed", "module-seed", "ring-seed", "error (of budget)") if name not in details
     ] == []
     assert "core-scaling" in said("table")[1]
+
+
+def test_table_says_which_cells_have_no_record_and_which_file_is_not_json(said, folder):
+    results = measured(folder)
+    records.bench_path(results, "improved", "seed").unlink()
+    code, _, err = said("table", "seed")
+    assert code == 0
+    assert err.startswith("warning: not all is measured, `make bench` does: improved seed: no record of b01_h08_")
+    assert err.endswith("; and 1 more\n")
+    assert said("table", "scaling")[2] == ""
+    (results / "machine.json").write_text("{", encoding="utf-8")
+    code, _, err = said("table", "seed")
+    assert code == 2
+    assert "results/local/machine.json is not JSON: " in one_sentence(err)
+
+
+def test_an_answer_that_nobody_read_is_no_success(folder):
+    measured(folder)
+    reader, writer = os.pipe()
+    os.close(reader)
+    for short_or_long in (["table", "seed"], ["table"]):
+        command = [sys.executable, "-m", "bench", *short_or_long]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        told = subprocess.run(command, env=env, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+        assert (told.returncode, told.stderr) == (141, "")
+    os.close(writer)
 
 
 def test_gate_passes_where_all_is_well_and_names_what_is_not(said, folder):

@@ -10,6 +10,7 @@ from made import PARAMS, failed, records_of
 
 from bench import diff, grid
 from bench.diff import Difference
+from bench.records import Figure
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,32 @@ def test_a_machine_that_was_twice_as_busy_changes_no_ratio(history, tells):
     (change,) = tells("v1").changes
     assert (change.by, change.verdict) == ("ratio", "same")
     assert change.head_ms / change.base_ms == pytest.approx(2)
+
+
+def test_a_row_whose_code_is_the_same_did_not_become_slower(history, tells, says):
+    row = history.path / "attn/impl/standard.py"
+    row.write_text("one = 1\n", encoding="utf-8")
+    history.tagged("v2", timed())
+    history.write(timed(4.0))
+    (change,) = tells("v2").changes
+    assert (change.by, change.verdict, change.change_percent) == ("ratio", "machine", pytest.approx(100))
+    assert says("v2")[0] == 0
+    row.write_text("one = 2\n", encoding="utf-8")
+    assert [one.verdict for one in tells("v2").changes] == ["slower"]
+
+
+def test_what_is_too_noisy_is_named_with_its_side(history, tells, says):
+    def within(figure):
+        one = timed(figure.value)
+        return one.model_copy(update={"figures": one.figures.model_copy(update={"relative_time": figure})})
+
+    history.tagged("v2", within(Figure(value=2.0, low=1.99, high=2.01)))
+    history.write(within(Figure(value=4.0, low=3.0, high=5.0)))
+    found = tells("v2")
+    assert (found.base.noise, len(found.head.noise)) == ([], 2)
+    told = " ".join(says("v2")[1].split())
+    assert "head: Too noisy: 1 of 1 intervals are wider than ± 3 %" in told
+    assert "head: The widest, standard (8 heads, seq_len 512, float32, full): ± 25.0 %" in told
 
 
 def test_a_yardstick_is_compared_by_its_own_time(history, tells, says):
@@ -77,6 +104,7 @@ def test_across_kept_memory_nothing_counts(history, tells, says):
     assert (change.by, change.verdict) == ("time", "machine")
     assert "freed memory was kept at one of both only" in says("v1")[1]
     history.tagged("kept")
+    (history.path / "attn/impl/standard.py").write_text("changed = 2\n", encoding="utf-8")
     history.write(timed(8.0, reference_ms=2.0, state={"freed_memory": "kept"}))
     assert tells("kept").changes[0].verdict == "slower"
 
@@ -235,7 +263,7 @@ def test_the_default_grids_fit_100_columns(history, says):
     assert max(map(len, out.splitlines())) <= 100, out
     for shape in (" s4096 causal ", " h16 ", " s2048 bfloat16 ", " fwd+bwd n2* "):
         assert shape in out
-    assert "for a decision use `python -m bench duel`" in out
+    assert "decision use `python -m bench duel`" in out
 
 
 def test_long_reasons_and_names_of_revisions_are_wrapped(history, says):

@@ -146,6 +146,24 @@ def test_only_rows_of_one_shape_are_held_against_each_other(changes, moved_rows)
     assert "apart on 1 of 2 shapes" in tables.moved([*moved_rows, *other])[0]
 
 
+def test_a_cell_that_came_out_differently_in_another_grid_is_told():
+    once, again = timed(series(), interval=5), timed(series(), interval=5, grid="dtypes")
+    higher = Figure(value=1.9, low=1.8, high=2.0)
+    apart = again.model_copy(update={"figures": again.figures.model_copy(update={"relative_time": higher})})
+    assert "of its moment" not in spread_tables.text([once, again])
+    told = spread_tables.text([apart, once])
+    assert (
+        "An interval is of its moment: standard (8 heads, seq_len 512, float32, full, forward) took 1.5 [1.42, 1.58] "
+        "in the grid seed and 1.9 [1.8, 2] in the grid dtypes of the time of sdpa; intervals lie apart in 1 of 1 cells"
+    ) in told
+    assert "of its moment" not in spread_tables.text([apart, once.model_copy(update={"implementation": "sdpa"})])
+
+
+def test_a_few_samples_short_of_processor_time_are_no_reason():
+    few = series(2.0, cpu_per_wall=[2.0] * 24 + [1.0])
+    assert "nothing shows that others ran" in noise.too_wide(timed(few, few, interval=8))
+
+
 def test_a_row_without_a_yardstick_is_not_held_against_others():
     alone = record(figures=figures(relative_time=None), processes=[{"status": "ok", "series": series(30.0)}])
     assert tables.moved([timed(series(3.0)), alone]) == []
