@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
@@ -118,16 +117,8 @@ def table(params: Params, asked: Namespace) -> int:
     if asked.grid not in (None, *faults.TABLES):
         _grid(params, asked.grid, faults.TABLES)
     with _readable():
-        results = _results(params, asked)
-        print(report.table(params, results, asked.grid, details=asked.details), end="")
-        missing = report.missing(params, results, None if asked.grid in faults.TABLES else asked.grid)
-    if missing:
-        print(f"warning: not all is measured, `make bench` does: {missing[0]}{_more(missing)}", file=sys.stderr)
+        print(report.table(params, _results(params, asked), asked.grid, details=asked.details), end="")
     return 0
-
-
-def _more(lines: list[str]) -> str:
-    return f"; and {len(lines) - 1} more" if len(lines) > 1 else ""
 
 
 def publish(params: Params, asked: Namespace) -> int:

@@ -166,7 +166,8 @@ def _change(base: Measured, head: Measured, cell: Cell, same_code: _SameCode) ->
     value, low, high = (100 * (factor - 1) for factor in (found.value, found.low, found.high))
     alone = min(len(base.times), len(head.times)) < 2  # one process says nothing of how processes differ
     said = "inconclusive" if alone else verdict(low, high)
-    if said != "same" and (why_time == OTHER_MEMORY or same_code(cell.implementation)):
+    moved = said in ("slower", "faster") or (why_time and said == "inconclusive")
+    if moved and (why_time == OTHER_MEMORY or same_code(cell.implementation)):
         said = "machine"
     return Change(
         cell=cell,

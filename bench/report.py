@@ -41,12 +41,10 @@ def load(params: Params, results: Path) -> list[Record]:
     return tables.explained(found, checked(params, results))
 
 
-def missing(params: Params, results: Path, of_grid: str | None = None) -> list[str]:
-    """What params.yaml asks for, on one grid or on all, and no record tells of, one line each."""
+def missing(params: Params, results: Path) -> list[str]:
+    """What params.yaml asks for and no record tells of, one line each."""
     lines = []
     for family, grid, name in _asked(params):
-        if of_grid not in (None, grid):
-            continue
         path = records.bench_path(results, name, grid)
         known = {_cell(record) for record in records.read(path)} if path.exists() else set()
         wanted = {(cell.workload.key, cell.world_size) for cell in cells(params, family, name, grid)}
